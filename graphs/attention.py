@@ -1,0 +1,137 @@
+"""Attention over a pot and over the tokens of this pass, under one softmax.
+
+Hugging Face's decoder layers call this function through transformers' attention interface, so that
+the model's own code is traced and only the attention is ours. The pot is read and never copied:
+query x pot keys and query x new keys are two products side by side, and what leaves is the new
+rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from potexport.errors import PotexportError
+
+NAME = "potexport"
+
+# Arguments by which transformers' layers ask for attention that this function does not compute.
+UNSUPPORTED = ("softcap", "s_aux", "alibi", "position_bias")
+
+
+@dataclass
+class Pass:
+    """One pass of the model over a pot: what its attention reads, and what it leaves behind.
+
+    keys: L tensors (1, Hkv, D, M), rotated at their slots' positions; values: L tensors (1, Hkv, M,
+        D).
+    mask: (T, M + T), added to the scores: 0 where visible, very negative where not.
+    query_weights: (T,) float32, or None where no mass is wanted.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+    query_weights: Tensor | None = None
+    new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
+    new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
+    mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
+
+
+def mask(past_seq_len: Tensor, *, slots: int, width: int, dtype: torch.dtype) -> Tensor:
+    """(T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
+    after them."""
+    hidden = (
+        torch.finfo(dtype).min / 4
+    )  # adding a score cannot overflow; infinities are wrong on some NPUs
+    filled = torch.arange(slots, dtype=torch.int32) < past_seq_len  # (M,)
+    row = torch.arange(width, dtype=torch.int32)
+    causal = row[None, :] <= row[:, None]  # (T, T)
+    visible = torch.cat([filled[None].expand(width, slots), causal], dim=1)
+    return torch.where(visible, 0.0, hidden).to(dtype)
+
+
+def pot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pot: Pass,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """The attention of one layer, as transformers calls it.
+
+    Args:
+        query: (1, Hq, T, D), rotated. key, value: (1, Hkv, T, D), the key rotated.
+        pot: this pass; the new rows, and the mass if wanted, are left in it.
+        sliding_window: accepted where no query can see further back anyway.
+
+    Returns: (1, T, Hq, D) and None for the attention weights.
+    Source: arXiv 2410.01518, section 3 (mass, "catalyst prompt"): u_t = sum over catalyst queries
+    of Attn(x_i -> x_t).
+    Differs: averaged over the query heads of a group, which the paper leaves open.
+    """
+    refuse(module, extra, sliding_window, pot.mask.shape[-1])
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    past_key, past_value = pot.keys[layer], pot.values[layer]
+    _, query_heads, width, size = query.shape
+    kv_heads, slots = past_key.shape[1], past_key.shape[3]
+    group = query_heads // kv_heads
+
+    new_key = key.transpose(2, 3)  # (1, Hkv, D, T)
+    rows = (query * scaling).reshape(
+        1, kv_heads, group * width, size
+    )  # the group's heads as more rows
+    scores = torch.cat([rows @ past_key, rows @ new_key], dim=-1)  # (1, Hkv, g*T, M+T)
+    scores = scores.reshape(1, kv_heads, group, width, slots + width) + pot.mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+
+    if pot.query_weights is not None:
+        over_group = weights[..., :slots].mean(dim=2)[0]  # (Hkv, T, M)
+        pot.mass[layer] = (pot.query_weights @ over_group).reshape(kv_heads, slots)
+
+    weights = weights.to(query.dtype).reshape(1, kv_heads, group * width, slots + width)
+    out = weights[..., :slots] @ past_value + weights[..., slots:] @ value  # (1, Hkv, g*T, D)
+    pot.new_keys[layer], pot.new_values[layer] = new_key, value
+    return out.reshape(1, query_heads, width, size).transpose(1, 2), None
+
+
+def refuse(
+    module: nn.Module, extra: dict[str, Any], sliding_window: int | None, reach: int
+) -> None:
+    """Raise PotexportError for attention that would come out wrong without a word."""
+    asked = [name for name in UNSUPPORTED if extra.get(name) is not None]
+    if asked:
+        raise PotexportError(
+            f"{type(module).__name__} asks for {', '.join(asked)}, which the pot's attention does "
+            "not compute yet"
+        )
+    if sliding_window is not None and sliding_window < reach:
+        raise PotexportError(
+            f"{type(module).__name__} has a sliding window of {sliding_window} tokens, smaller "
+            f"than pot + pass ({reach}); "
+            f"give a --pot of at most {sliding_window - (reach - 1) // 4}, or a model without "
+            "windows"
+        )
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Transformers builds no mask for us: `mask` above is the one that counts."""
+    return None
+
+
+def register() -> None:
+    """Make `attn_implementation="potexport"` known to transformers; calling it again changes
+    nothing."""
+    AttentionInterface.register(NAME, pot_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)

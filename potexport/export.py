@@ -1,0 +1,167 @@
+"""PyTorch modules to ONNX models in memory, with the contract's names.
+
+The three model graphs come from one trace with a symbolic width (`superset`); `lower_onnx` cuts and
+fixes it. The compression graph is traced by itself. Nothing here touches the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from potexport.graphs.compress import Compress
+from potexport.graphs.model import PotModel, Superset
+from potexport.spec import Layout, TensorSpec
+
+TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
+OLDEST_OPSET, NEWEST_OPSET = 18, 23
+
+
+def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
+    """The model with every input and output of prefill, decode and observe; the width is
+    symbolic."""
+    width = torch.export.Dim("width", min=1, max=4096)
+    example = layout.pot.chunk + 1  # any width but 1, which would be taken for a constant
+    pot = [_empty(spec) for spec in layout.past()]
+    # Two tensors, not one twice: the tracer would take them for the same input.
+    ids, next_ids = (torch.zeros(1, example, dtype=torch.int32) for _ in range(2))
+    args = (ids, next_ids, torch.zeros(example), torch.zeros(1, dtype=torch.int32), pot)
+    dims = ({1: width}, {1: width}, {0: width}, None, [None] * len(pot))
+    model = _translate(Superset(core), args, opset=opset, dims=dims)
+    facts = layout.facts
+    outputs = ["logits", "novelty", *(f"mass.{layer}" for layer in range(facts.layers))]
+    outputs += [spec.name for spec in layout.rows("present", 1)]
+    inputs = [
+        "input_ids",
+        "next_ids",
+        "query_weights",
+        "past_seq_len",
+        *(spec.name for spec in layout.past()),
+    ]
+    return _rename(model, inputs, outputs)
+
+
+class _CompressIO(nn.Module):
+    """Compress with its tensors in the order of the contract."""
+
+    def __init__(self, core: Compress, needs: frozenset[str]) -> None:
+        super().__init__()
+        self.core, self.needs = core, needs
+
+    def forward(
+        self, scores: list[list[Tensor]], past_seq_len: Tensor, keep: Tensor, pot: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        named = dict(zip([n for n in ("mass", "novelty") if n in self.needs], scores, strict=True))
+        out = self.core.run(
+            past_seq_len, keep, pot[0::2], pot[1::2], named.get("mass"), named.get("novelty")
+        )
+        rows = [row for pair in zip(out.keys, out.values, strict=True) for row in pair]
+        return (*rows, *out.novelty, *out.kept)
+
+
+def compress(core: Compress, layout: Layout, *, opset: int) -> ir.Model:
+    """The compression graph."""
+    spec = layout.graphs()["compress"]
+    scores = [
+        [_empty(tensor) for tensor in layout.per_slot(name + ".{}", layout.pot.slots)]
+        for name in ("mass", "novelty")
+        if name in layout.needs
+    ]
+    fill, keep = (torch.ones(1, dtype=torch.int32) for _ in range(2))
+    pot = [_empty(tensor) for tensor in layout.past()]
+    model = _translate(
+        _CompressIO(core, layout.needs), (scores, fill, keep, pot), opset=opset, dims=None
+    )
+    return _rename(model, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
+
+
+def _empty(spec: TensorSpec) -> Tensor:
+    return torch.zeros(spec.shape, dtype=TORCH_DTYPES[spec.dtype])
+
+
+def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: Any) -> ir.Model:
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(
+            module,
+            args,
+            dynamic_shapes=dims,
+            strict=False,
+            # Guards such as "min(M + T, T*T + M*T) == M + T" hold for every width but are not
+            # provable to sympy.
+            prefer_deferred_runtime_asserts_over_guards=dims is not None,
+        )
+        if _is_plain(program):
+            # The exporter would trace everything a second time to decompose it, which is half of
+            # its time.
+            program.run_decompositions = lambda *_args, **_kwargs: program
+        exported = torch.onnx.export(
+            program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False
+        )
+    assert exported is not None
+    return exported.model
+
+
+# Operators that reach the exporter only in decomposed form.
+UNKNOWN = frozenset(
+    {torch.ops.aten.__and__.Tensor, torch.ops.aten.__or__.Tensor, torch.ops.aten.contiguous.default}
+)
+ASSERTIONS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default)
+
+
+def _is_plain(program: torch.export.ExportedProgram) -> bool:
+    """Clean a traced program in place; True if every operator left is functional and known to the
+    exporter as it is."""
+    aten, graph = torch.ops.aten, program.graph
+    for node in list(graph.nodes):
+        if node.target in ASSERTIONS:
+            graph.erase_node(node)
+        elif node.target is aten.to.dtype:
+            node.target, node.args, node.kwargs = (
+                aten._to_copy.default,
+                node.args[:1],
+                {"dtype": node.args[1]},
+            )
+    graph.eliminate_dead_code()
+    operators = {
+        node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
+    }
+    return not any(operator._schema.is_mutable or operator in UNKNOWN for operator in operators)
+
+
+def _rename(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:
+    """Give the graph's inputs, outputs and weights the names of the contract and of the
+    checkpoint."""
+    graph = model.graph
+    if (len(graph.inputs), len(graph.outputs)) != (len(inputs), len(outputs)):
+        raise RuntimeError(
+            f"the exporter made {len(graph.inputs)} inputs and {len(graph.outputs)} outputs where "
+            f"{len(inputs)} and "
+            f"{len(outputs)} were traced"
+        )
+    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
+        value.name = name
+    for old in list(graph.initializers):
+        value = graph.initializers[old]
+        value.name = old.removeprefix("core.").removeprefix("model.")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs what does not concern us (torchvision is missing, operators it did not
+    translate)."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)

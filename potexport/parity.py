@@ -1,0 +1,211 @@
+"""`verify`: a bundle against PyTorch, in the two halves that a context has.
+
+While the context fits the pot, the oracle is transformers' own `generate` with its full cache. Past
+the pot, it is the same loop run eagerly (`reference`). Every check states its oracle, what was
+measured and what is tolerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from potexport import bundle, loader
+from potexport.bundle import Manifest
+from potexport.errors import PotexportError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from potexport.runtime.backend import Array
+    from potexport.runtime.session import Session
+
+# Largest difference of a logit. Measured on SmolLM2-135M (logits up to 41): fp32 4e-5 while the
+# context fits and 9e-5 after 10 compressions; fp16 against the fp32 oracle 0.2.
+TOLERANCES = {"fp32": (1e-4, 1e-3), "fp16": (0.5, 0.5)}
+# The share of kept slots that may differ: none in fp32; fp16 rounds near ties either way.
+KEPT_MAY_DIFFER = {"fp32": 0.0, "fp16": 0.05}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim: what was measured against which oracle, and whether it held."""
+
+    name: str
+    measured: float | str
+    tolerance: float | str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class Report:
+    """All checks of one `verify`."""
+
+    bundle: str
+    model: str
+    precision: str
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def add(self, name: str, measured: float, tolerance: float, detail: str) -> None:
+        # Not `measured > tolerance` to fail: a NaN must not pass.
+        self.checks.append(Check(name, measured, tolerance, measured <= tolerance, detail))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def verify(
+    folder: Path,
+    model: str,
+    *,
+    text: str | None = None,
+    compressions: int = 10,
+    steps: int = 64,
+    trust_remote_code: bool = False,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Run a bundle beside PyTorch on the same tokens.
+
+    Args:
+        model: the folder, GGUF file or hub id that the bundle was built from.
+        text: what to read, long enough for the compressions; seeded random tokens otherwise.
+        compressions: how many to compare past the pot.
+        steps: how many tokens to generate where the context fits.
+
+    Raises PotexportError if the model is not the bundle's, or the text is too short.
+    """
+    import torch
+
+    from potexport.graphs.model import PotModel
+    from potexport.graphs.policies._find import make_policy
+    from potexport.reference import TorchBackend
+    from potexport.runtime.session import Session
+
+    on_stage("load")
+    manifest = bundle.read(folder)
+    session = Session.open(folder)
+    # fp32 whatever the bundle's precision: the oracle is the model, not its rounding.
+    untouched = loader.load_model(
+        loader.resolve(model),
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+    )
+    _same_model(manifest, untouched)
+    ids = _ids(session, text, compressions, steps)
+    report = Report(str(folder), model, manifest.precision)
+    with torch.no_grad():
+        on_stage("context that fits")
+        _fits(report, session, untouched, ids, steps)
+        on_stage("past the pot")
+        layout = manifest.layout.__class__(manifest.model, manifest.pot, manifest.layout.needs)
+        core = PotModel(untouched, manifest.pot)
+        policy = make_policy(manifest.policy.name, manifest.policy.settings)
+        oracle = Session(manifest, TorchBackend(core, policy, layout), session.text)
+        _past(report, session, oracle, ids, compressions)
+    return report
+
+
+def _same_model(manifest: Manifest, model: PreTrainedModel) -> None:
+    from potexport.pipeline import model_facts
+
+    facts = model_facts(model.config)
+    if facts != manifest.model:
+        raise PotexportError(
+            f"the bundle was built from another model: it has {manifest.model}, --model has {facts}"
+        )
+
+
+def _ids(session: Session, text: str | None, compressions: int, steps: int) -> Array:
+    """Tokens enough for every check."""
+    pot = session.manifest.pot
+    # Each compression makes room for at least pot - keep - chunk more tokens.
+    needed = pot.slots + compressions * (pot.slots - pot.keep) + steps
+    if text is None:
+        return np.random.default_rng(0).integers(0, session.manifest.model.vocab_size, needed)
+    ids = session.text.encode(text[: needed * 20])
+    if ids.size < needed:
+        raise PotexportError(
+            f"the text has {ids.size} tokens; {compressions} compressions of this pot need "
+            f"{needed}: give a longer --text or fewer --compressions"
+        )
+    return ids[:needed]
+
+
+def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, steps: int) -> None:
+    """Greedy tokens and every logit against transformers' generate."""
+    import torch
+
+    pot = session.manifest.pot
+    steps = min(steps, pot.slots // 2)
+    prompt = ids[: pot.slots - steps]
+    generate: Any = model.generate
+    wanted = generate(
+        torch.from_numpy(prompt[None].astype(np.int64)),
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    expected = wanted.sequences[0, prompt.size :].tolist()
+    session.reset()
+    session.feed(prompt)
+    got, difference = [], 0.0
+    for logits in wanted.logits:
+        mine = session.logits()
+        difference = max(difference, _difference(mine, logits[0].numpy()))
+        got.append(int(mine.argmax()))
+        session.accept(got[-1])
+    different = sum(a != b for a, b in zip(got, expected, strict=True))
+    oracle = f"{steps} greedy steps after {prompt.size} tokens, against transformers' generate"
+    report.add("context that fits: tokens that differ", different, 0, oracle)
+    tolerance = TOLERANCES[report.precision][0]
+    report.add("context that fits: logits", difference, tolerance, f"largest difference, {oracle}")
+
+
+def _past(report: Report, session: Session, oracle: Session, ids: Array, compressions: int) -> None:
+    """Kept slots of every compression, and the logits after the last, against the eager loop."""
+    kept: dict[Session, list[list[Array]]] = {session: [], oracle: []}
+    for each in kept:
+        each.reset()
+        each.on_compress = lambda slots, of=each: kept[of].append([s.copy() for s in slots])
+        each.feed(ids)
+    logits = [each.logits().copy() for each in kept]
+    done = min(len(each) for each in kept.values())
+    pairs = [
+        (mine, wanted)
+        for one, other in zip(kept[session], kept[oracle], strict=True)
+        for mine, wanted in zip(one, other, strict=True)
+    ]
+    slots = sum(mine.size for mine, _ in pairs)
+    # Sets, head by head: one slot more or less shifts all that follow.
+    differing = sum(
+        len(set(a.tolist()) - set(b.tolist()))
+        for mine, wanted in pairs
+        for a, b in zip(mine, wanted, strict=True)
+    )
+    where = f"{done} compressions of {len(session.backend.pot.keys)} layers, against eager PyTorch"
+    share = differing / slots if slots else float("nan")
+    report.add(
+        "past the pot: kept slots that differ", share, KEPT_MAY_DIFFER[report.precision], where
+    )
+    report.add(
+        "past the pot: logits",
+        _difference(*logits),
+        TOLERANCES[report.precision][1],
+        f"largest difference after {done} compressions, against eager PyTorch",
+    )
+
+
+def _difference(mine: Array, wanted: Array) -> float:
+    return float(np.abs(mine - wanted).max())

@@ -1,0 +1,272 @@
+"""`build`: from a model to a bundle, as a table of contents.
+
+What a person can get wrong is refused in `plan`, before any weight is read; `build` writes to a
+temporary folder and renames it when everything in it was read back and checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potexport import bundle, loader, targets
+from potexport.bundle import Manifest, PolicyFacts
+from potexport.errors import PotexportError
+from potexport.spec import PRECISIONS, Layout, ModelFacts, PotGeometry, default_geometry
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from potexport.graphs.policies import Policy
+
+# arXiv 2410.01518, the general catalyst (CaP-G).
+CATALYST = "\n\nSummarize the previous context highlighting the most important parts."
+OPSETS = (18, 23)
+TOOLS = ("potexport", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person asks of a build; None means "choose for me"."""
+
+    model: str
+    target: str = "cpu"
+    pot: int | None = None
+    keep: int | None = None
+    keep_max: int | None = None
+    chunk: int | None = None
+    catalyst_width: int | None = None
+    sink: int | None = None
+    recent: int | None = None
+    policy: str = "infinipot"
+    settings: dict[str, Any] = field(default_factory=dict)  # of the policy
+    precision: str | None = None
+    opset: int = OPSETS[1]
+    catalyst: str = CATALYST
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before work begins."""
+
+    options: Options
+    source: loader.Source
+    config: PreTrainedConfig
+    target: targets.Target
+    precision: str
+    policy: Policy
+    layout: Layout
+    weight_bytes: int
+
+    @property
+    def pot_bytes(self) -> int:
+        return sum(tensor.bytes for tensor in self.layout.past())
+
+
+def plan(options: Options) -> Plan:
+    """Check the options against each other and the model's config; reads no weights."""
+    target = targets.load(options.target)
+    precision = options.precision or target.default_precision
+    if precision not in target.precisions:
+        raise PotexportError(
+            f"target {target.name} does not take {precision}; choose one of: "
+            f"{', '.join(target.precisions)}"
+        )
+    if not OPSETS[0] <= options.opset <= OPSETS[1]:
+        raise PotexportError(
+            f"--opset is {options.opset}; it must be from {OPSETS[0]} to {OPSETS[1]}"
+        )
+    source = loader.resolve(options.model)
+    config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
+    _require_export_packages()
+    from potexport.graphs.policies._find import make_policy
+
+    policy = make_policy(options.policy, options.settings)
+    facts = model_facts(config)
+    geometry = _geometry(facts, options)
+    layout = Layout(facts, geometry, policy.needs, PRECISIONS[precision])
+    return Plan(
+        options, source, config, target, precision, policy, layout, _weight_bytes(config, layout)
+    )
+
+
+def _geometry(facts: ModelFacts, options: Options) -> PotGeometry:
+    names = ("keep", "keep_max", "chunk", "catalyst_width", "sink", "recent")
+    return default_geometry(
+        facts, slots=options.pot, **{name: getattr(options, name) for name in names}
+    )
+
+
+def model_facts(config: PreTrainedConfig) -> ModelFacts:
+    """The graph-relevant numbers of a transformers config."""
+    try:
+        heads = config.num_attention_heads
+        return ModelFacts(
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            query_heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None)
+            or heads,  # absent where every head has its own
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+        )
+    except AttributeError as error:
+        raise PotexportError(
+            f"model type {config.model_type!r} is not supported: its config lacks {error.name}"
+        ) from error
+
+
+def _weight_bytes(config: PreTrainedConfig, layout: Layout) -> int:
+    """Bytes of all weights, tied ones once, from an instance without storage."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config)
+    item = 4 if layout.dtype == "float32" else 2
+    return int(item * sum(weight.numel() for weight in model.parameters()))
+
+
+def build(
+    options: Options, output: Path, *, force: bool = False, stage: Stage = lambda _: None
+) -> Manifest:
+    """Make a bundle. `stage` is told the name of each step as it begins.
+
+    Raises PotexportError for what a person can change; nothing is left on disk then.
+    """
+    bundle.refuse_existing(output, force=force)
+    stage("plan")
+    decided = plan(options)
+    with bundle.new_folder(output, force=force) as folder:
+        stage("weights")
+        model, tokenizer = load(decided)
+        models = trace(decided, model, stage)
+        stage("write")
+        _write(decided, models, folder)
+        stage("text")
+        loader.save_tokenizer(tokenizer, folder)
+        model.generation_config.save_pretrained(folder)
+        stage("check")
+        _check(decided, folder)
+        stage("seal")
+        bundle.seal(folder, _manifest(decided, model))
+        return bundle.read(folder)
+
+
+def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
+    """The model, untouched, in the build's float type, and its tokenizer."""
+    import torch
+
+    tokenizer = loader.load_tokenizer(decided.source)
+    loader.tokenizer_matches(tokenizer, decided.config)
+    model = loader.load_model(
+        decided.source,
+        dtype=getattr(torch, decided.layout.dtype),
+        attn_implementation="sdpa",
+        trust_remote_code=decided.options.trust_remote_code,
+    )
+    return model, tokenizer
+
+
+def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.Model]:
+    """The four graphs, in memory. Takes over `model`."""
+    from potexport import export, lower_onnx
+    from potexport.graphs.compress import Compress
+    from potexport.graphs.model import PotModel
+
+    layout, opset = decided.layout, decided.options.opset
+    specs = layout.graphs()
+    core = PotModel(model, layout.pot)
+    core.check_turn(layout.facts)
+    stage("trace")
+    whole = export.superset(core, layout, opset=opset)
+    lower_onnx.fold_weight_transposes(whole)
+    lower_onnx.simplify(whole)
+    models = {}
+    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
+    for name in specs:
+        stage(name)
+        if name == "compress":
+            compress = export.compress(
+                Compress(decided.policy, layout.pot, core.turn), layout, opset=opset
+            )
+            models[name] = lower_onnx.cut(compress, specs[name])
+        else:
+            models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+    return models
+
+
+def _write(decided: Plan, models: dict[str, ir.Model], folder: Path) -> None:
+    from potexport import store_onnx
+
+    store_onnx.save(models, folder)
+
+
+def _check(decided: Plan, folder: Path) -> None:
+    """Read every graph back and hold it against the contract."""
+    from potexport import store_onnx
+
+    for name, spec in decided.layout.graphs().items():
+        store_onnx.check(folder / f"{name}.onnx", spec)
+
+
+def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
+    from dataclasses import asdict
+
+    from potexport.store_onnx import WEIGHTS
+
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [] if end is None else [end]
+    return Manifest(
+        model=decided.layout.facts,
+        pot=decided.layout.pot,
+        policy=PolicyFacts(
+            decided.options.policy, tuple(sorted(decided.layout.needs)), asdict(decided.policy)
+        ),
+        precision=decided.precision,
+        target=decided.target.name,
+        runtime=decided.target.runtime,
+        catalyst=decided.options.catalyst,
+        source=Path(decided.source.location).name
+        if decided.source.kind != "hub"
+        else str(decided.source),
+        eos_token_ids=tuple(ends),
+        graphs=decided.layout.graphs(),
+        weights=WEIGHTS,
+        tools={"python": platform.python_version(), **{name: _version(name) for name in TOOLS}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _require_export_packages() -> None:
+    missing = [
+        name
+        for name in ("torch", "transformers", "onnx", "onnxscript", "safetensors")
+        if not _has(name)
+    ]
+    if missing:
+        raise PotexportError(
+            f"building needs {', '.join(missing)}; install them with: pip install "
+            "'potexport[export]'"
+        )
+
+
+def _has(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

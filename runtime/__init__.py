@@ -1,0 +1,1 @@
+"""How a host drives the graphs: numpy and a graph runtime, never torch."""

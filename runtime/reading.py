@@ -1,0 +1,198 @@
+"""From a document of any length and a question to the calls of a session.
+
+Decides how a document is cut for the tokenizer, what stands around it, and what a session is told
+of what is still to come. It neither prints nor chooses tokens. Nothing here grows with the document.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from potexport.errors import PotexportError
+from potexport.runtime.session import Session
+from potexport.runtime.text import Text
+
+Ids = npt.NDArray[np.int32]
+# Tokens read, and how many there are: an estimate until the document's end is in sight, None where
+# its length is unknown.
+Progress = Callable[[int, int | None], None]
+
+PIECE = 1 << 16  # characters; the tokenizer needs some 200 bytes for each
+AROUND = 1 << 10  # characters on both sides of a cut that must be encoded the same with and without
+TRIES = 4  # cuts of each kind
+# Where pre-tokenizers split: the first suits Llama 3's rules, the second GPT-2's, the last texts
+# without lines. `_joins` decides whether one suits this tokenizer.
+CUTS = tuple(map(re.compile, (r"(?<=\n)(?=\S)", r"(?=\n\S)", r"(?= \S)")))
+
+
+class Document:
+    """UTF-8 text that is read block by block, from a file, a pipe or a string."""
+
+    def __init__(self, stream: BinaryIO, *, name: str, size: int | None) -> None:
+        """size: in bytes, None if unknown."""
+        self.name, self.size = name, size
+        self._stream = stream
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Document:
+        try:
+            stream = Path(path).open("rb")
+        except OSError as error:
+            raise PotexportError(f"{path} cannot be read: {error.strerror}") from error
+        size = os.fstat(stream.fileno()).st_size if stream.seekable() else None
+        return cls(stream, name=str(path), size=size)
+
+    @classmethod
+    def of(cls, text: str) -> Document:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise PotexportError(
+                "the prompt is not valid Unicode; type it in a UTF-8 terminal, or use --file"
+            ) from error
+        return cls(io.BytesIO(data), name="the prompt", size=len(data))
+
+    def blocks(self, characters: int = PIECE) -> Iterator[str]:
+        """The text, once, in blocks; without its byte order mark, with "\\n" for any line end."""
+        # The wrapper would close a stream that is not ours.
+        reader = io.TextIOWrapper(self._stream, encoding="utf-8-sig")
+        try:
+            while block := reader.read(characters):
+                yield block
+        except UnicodeDecodeError as error:
+            raise PotexportError(
+                f"{self.name} is not UTF-8 text ({error.reason}); convert it, for example with "
+                "iconv -t UTF-8"
+            ) from error
+        except OSError as error:
+            raise PotexportError(f"{self.name} cannot be read: {error.strerror}") from error
+        finally:
+            if not reader.closed:
+                reader.detach()
+
+    def share(self) -> float | None:
+        """How much of it was taken, from 0 to 1; None if its size is unknown."""
+        return self._stream.tell() / self.size if self.size else None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around a document; `trusted` documents may speak in special tokens."""
+
+    head: Ids
+    tail: Ids
+    trusted: bool
+
+
+def frame(text: Text, *, question: str | None, system: str | None, raw: bool) -> Frame:
+    """The model's chat template around a document, with the question behind it; without a template,
+    or if `raw`, only the tokenizer's own beginning."""
+    after = f"\n\n{question}" if question else ""
+    if text.has_template and not raw:
+        head, tail = text.frame(system, "", after)
+        return Frame(text.encode(head), text.encode(tail), trusted=False)
+    if system is not None:
+        why = "--raw leaves it out" if raw else "this bundle has none"
+        raise PotexportError(f"a system prompt needs the chat template, and {why}; omit --system")
+    begin = text.token_id(text.specials.get("bos_token", ""))
+    # A tokenizer may add an end as well, which would tell the model to stop.
+    opening = [i for i in text.encode("", special=True)[:1] if i == begin]
+    return Frame(np.array(opening, np.int32), text.encode(after), trusted=True)
+
+
+def pieces(text: Text, blocks: Iterable[str], *, trusted: bool) -> Iterator[Ids]:
+    """The ids that encoding the whole text gives, piece by piece, each of about one block.
+
+    A cut is made where the text around it has the same ids with and without it. Where a tokenizer
+    has no such place (SentencePiece puts a blank before each text), the rest comes in one piece.
+    """
+    held, searched = "", 0
+    for block in blocks:
+        held += block
+        # Doubling: a text without cuts is not searched again and again.
+        if len(held) < max(2 * AROUND, 2 * searched):
+            continue
+        cut = _cut(text, held, searched, trusted=trusted)
+        searched = len(held)
+        if cut:
+            yield text.encode(held[:cut], trusted=trusted)
+            held, searched = held[cut:], 0
+    if held:
+        yield text.encode(held, trusted=trusted)
+
+
+def _cut(text: Text, held: str, searched: int, *, trusted: bool) -> int:
+    """A place to cut, late in `held`; 0 if there is none."""
+    last = len(held) - AROUND
+    # Backwards in steps, for the best place is the last.
+    for first in range(last - AROUND, max(searched - AROUND, 0), -AROUND):
+        for kind in CUTS:
+            found = (match.start() for match in kind.finditer(held, first, first + AROUND + 1))
+            for at in islice(found, TRIES):
+                if _joins(text, held, at, trusted=trusted):
+                    return at
+        if first < last - 2 * TRIES * AROUND:  # far enough: such text has no cuts
+            break
+    return 0
+
+
+def _joins(text: Text, held: str, at: int, *, trusted: bool) -> bool:
+    left, right = held[max(at - AROUND, 0) : at], held[at : at + AROUND]
+    both = text.encode(left + right, trusted=trusted)
+    parts = [text.encode(part, trusted=trusted) for part in (left, right)]
+    return np.array_equal(both, np.concatenate(parts))
+
+
+def read(
+    session: Session,
+    document: Document,
+    around: Frame,
+    *,
+    answer: int,
+    on_progress: Progress = lambda read, total: None,
+) -> None:
+    """Feed head, document and tail. So much is encoded ahead as fits the pot, so that its last
+    compressions keep what fits beside the rest and an answer of `answer` tokens.
+
+    Raises PotexportError for an empty document.
+    """
+    slots = session.manifest.pot.slots
+    waiting = deque([around.head])
+    ahead = encoded = around.head.size
+    done = 0
+
+    def feed(to_come: int, total: int | None) -> None:
+        nonlocal done
+        ids = waiting.popleft()
+        session.feed(
+            ids,
+            to_come=to_come,
+            on_progress=lambda read, _: on_progress(done + read, total),
+        )
+        done += ids.size
+
+    for ids in pieces(session.text, document.blocks(), trusted=around.trusted):
+        waiting.append(ids)
+        ahead, encoded = ahead + ids.size, encoded + ids.size
+        while ahead - waiting[0].size > slots:
+            ahead -= waiting[0].size
+            share = document.share()
+            feed(ahead, int(encoded / share) if share else None)
+    if encoded == around.head.size:
+        raise PotexportError(f"{document.name} is empty; expected at least one character of text")
+    waiting.append(around.tail)
+    ahead, encoded = ahead + around.tail.size, encoded + around.tail.size
+    while waiting:
+        ahead -= waiting[0].size
+        feed(ahead + answer, encoded)

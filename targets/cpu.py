@@ -1,0 +1,12 @@
+"""Any CPU, through ONNX Runtime."""
+
+from potexport.targets import Target
+
+TARGET = Target(
+    name="cpu",
+    summary="any CPU, by ONNX Runtime",
+    runtime="onnxruntime",
+    precisions=("fp32", "fp16"),
+    default_precision="fp32",
+    proven="executed here",
+)

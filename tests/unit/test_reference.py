@@ -1,0 +1,389 @@
+"""The oracle against transformers' own forward pass, and against numbers worked out by hand.
+
+Where the loop leaves the plain model (after a compression) transformers is asked again: the pot's
+keys and values are put into its cache, and its next logits must be the reference's.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tests.reference import (
+    Reference,
+    choose_best,
+    choose_infinipot,
+    choose_streaming,
+    gap,
+    keydiff_scores,
+    max_pool,
+)
+
+LAYERS, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY = 3, 6, 2, 10, 97
+PROMPT = [(7 * i * i + 3 * i + 11) % VOCABULARY for i in range(43)]
+CATALYST = [5, 90, 33, 61, 2]
+THETA = 500.0
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": THETA,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def tiny(family: str = "Llama", **changes: Any) -> Any:
+    """A random model whose attention is far from uniform; sizes are odd where they may be."""
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 54,  # not the heads' 60
+        "intermediate_size": 77,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_SIZE,
+        "rope_parameters": {"rope_type": "default", "rope_theta": THETA},
+        "initializer_range": 0.25,
+        "tie_word_embeddings": False,
+    }
+    if family == "Qwen2":  # has no head_dim of its own
+        settings["hidden_size"] = HEADS * HEAD_SIZE
+    config = getattr(transformers, f"{family}Config")(**(settings | changes))
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:  # these start as 0 and 1
+            weight.data += 0.3 * torch.randn_like(weight)
+    return model
+
+
+@pytest.fixture(scope="module", name="model")
+def model_fixture() -> Any:
+    """The model of most tests."""
+    return tiny()
+
+
+def reference(model: Any, **changes: Any) -> Reference:
+    """A pot of 20 slots, chunks of 7, half kept; `changes` override."""
+    settings: dict[str, Any] = {
+        "slots": 20,
+        "chunk": 7,
+        "keep": 10,
+        "keep_max": 16,
+        "sink": 2,
+        "recent": 3,
+        "policy": "infinipot",
+        "alpha": 0.25,  # of 10: 5 forced, 3 by novelty, 2 by mass
+        "pool": 3,
+        "catalyst": CATALYST,
+    }
+    return Reference(model, **(settings | changes))
+
+
+@torch.no_grad()
+def plain_logits(model: Any, ids: list[int]) -> Tensor:
+    """transformers, the whole text at once: [n, V]."""
+    logits: Tensor = model(torch.tensor([ids])).logits[0]
+    return logits
+
+
+@torch.no_grad()
+def logits_over_pot(model: Any, pot: Reference, ids: list[int]) -> Tensor:
+    """transformers, with the pot as its cache: [n, V]."""
+    cache = transformers.DynamicCache()
+    for layer in range(LAYERS):
+        cache.update(pot.keys(layer)[None].clone(), pot.values(layer)[None].clone(), layer)
+    logits: Tensor = model(torch.tensor([ids]), past_key_values=cache).logits[0]
+    return logits
+
+
+def turn(keys: Tensor, steps: Tensor) -> Tensor:
+    """Turn rotated keys [Hkv, n, D] by steps [Hkv, n] positions, in complex numbers."""
+    half = HEAD_SIZE // 2
+    speed = THETA ** (-torch.arange(half, dtype=torch.float64) / half)
+    pairs = torch.complex(keys[..., :half].double(), keys[..., half:].double())
+    turned = pairs * torch.exp(1j * steps[..., None] * speed)
+    return torch.cat((turned.real, turned.imag), dim=-1).float()
+
+
+def close(actual: Tensor, expected: Tensor, atol: float = 5e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-5)
+
+
+# The plain model
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 60])
+def test_a_context_that_fits_gives_the_plain_models_logits(model: Any, chunk: int) -> None:
+    pot = reference(model, slots=120, chunk=chunk)
+    expected = plain_logits(model, PROMPT)
+    close(pot.read(PROMPT[:30]), expected[29])
+    close(pot.decode(PROMPT[30]), expected[30])
+    close(pot.read(PROMPT[31:]), expected[42])
+    assert pot.fill == len(PROMPT)
+    assert not pot.kept
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Llama", {"attention_bias": True, "mlp_bias": True}),
+        ("Llama", {"rope_parameters": LLAMA3}),
+        ("Qwen2", {}),
+        ("Qwen3", {}),
+    ],
+)
+def test_relatives_give_the_plain_models_logits(family: str, changes: dict[str, Any]) -> None:
+    model = tiny(family, **changes)
+    pot = reference(model, slots=120)
+    close(pot.read(PROMPT), plain_logits(model, PROMPT)[-1])
+
+
+def test_the_tiny_models_attention_is_not_uniform(model: Any) -> None:
+    pot = reference(model, slots=120)
+    pot.read(PROMPT)
+    share = torch.stack(pot.mass()) / len(CATALYST)  # [L, Hkv, fill], a uniform one were 1/fill
+    assert (share.max(dim=-1).values > 3 / len(PROMPT)).all()
+
+
+def test_an_unknown_family_is_refused(model: Any) -> None:
+    model.config.model_type = "gemma"
+    try:
+        with pytest.raises(ValueError, match="gemma"):
+            reference(model)
+    finally:
+        model.config.model_type = "llama"
+
+
+# What is stored
+
+
+def test_novelty_is_the_plain_models_surprise(model: Any) -> None:
+    pot = reference(model, slots=120)
+    pot.read(PROMPT[:30])
+    for token in PROMPT[30:]:
+        pot.decode(token)
+    log_p = plain_logits(model, PROMPT).log_softmax(dim=-1)
+    expected = [0.0] + [-log_p[t - 1, PROMPT[t]].item() for t in range(1, len(PROMPT))]
+    for novelty in pot.novelty:
+        close(novelty, torch.tensor(expected).expand(KV_HEADS, -1))
+
+
+def test_novelty_across_a_compression_is_what_was_expected_before_it(model: Any) -> None:
+    pot = reference(model, slots=20, chunk=7, keep=10)
+    expected = plain_logits(model, PROMPT[:19]).log_softmax(dim=-1)
+    pot.read(PROMPT[:19])
+    pot.compress(10)
+    pot.decode(PROMPT[19])
+    close(pot.novelty[0][:, -1], -expected[18, PROMPT[19]].expand(KV_HEADS))
+
+
+def test_mass_is_the_plain_models_attention(model: Any) -> None:
+    pot = reference(model, slots=120)
+    pot.read(PROMPT)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(torch.tensor([PROMPT + CATALYST]), output_attentions=True)
+    model.set_attn_implementation("sdpa")
+    fill = len(PROMPT)
+    for mass, attention in zip(pot.mass(), output.attentions, strict=True):
+        seen = attention[0, :, fill:, :fill].sum(dim=1)  # [Hq, fill]
+        close(mass, torch.stack((seen[:3].mean(dim=0), seen[3:].mean(dim=0))))
+    assert pot.fill == fill
+
+
+# Compression
+
+
+@pytest.mark.parametrize("policy", ["infinipot", "streaming", "keydiff"])
+def test_a_compression_gathers_and_resets(model: Any, policy: str) -> None:
+    pot = reference(model, policy=policy)
+    pot.read(PROMPT[:17])
+    keys = [pot.keys(layer) for layer in range(LAYERS)]
+    values = [pot.values(layer) for layer in range(LAYERS)]
+    novelty = pot.novelty
+    pot.compress(10)
+    (kept,) = pot.kept
+    assert kept.shape == (LAYERS, KV_HEADS, 10)
+    assert (kept.diff(dim=-1) > 0).all()
+    assert (kept[..., :2] == torch.tensor([0, 1])).all()
+    assert (kept[..., -3:] == torch.tensor([14, 15, 16])).all()
+    for layer in range(LAYERS):
+        for head in range(KV_HEADS):
+            idx = kept[layer, head]
+            turned = turn(keys[layer][head, idx], torch.arange(10) - idx)
+            close(pot.keys(layer)[head], turned, atol=1e-5)
+            assert pot.values(layer)[head].equal(values[layer][head, idx])
+            assert pot.novelty[layer][head].equal(novelty[layer][head, idx])
+
+
+def test_heads_and_layers_choose_for_themselves(model: Any) -> None:
+    pot = reference(model)
+    pot.read(PROMPT)
+    assert len({tuple(head) for head in pot.kept[0].flatten(0, 1).tolist()}) > 3
+    assert not pot.novelty[0][0].equal(pot.novelty[1][1])
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")  # its new name is newer
+@pytest.mark.parametrize("policy", ["infinipot", "streaming", "keydiff"])
+def test_after_compressions_the_pot_is_a_plain_cache(model: Any, policy: str) -> None:
+    pot = reference(model, policy=policy)
+    pot.read(PROMPT)
+    assert len(pot.kept) == 4
+    assert pot.fill == 18
+    following = [4, 77]
+    expected = logits_over_pot(model, pot, following)
+    for token, logits in zip(following, expected, strict=True):
+        close(pot.decode(token), logits)
+
+
+def test_double_precision_agrees(model: Any) -> None:
+    single, double = reference(model), reference(model, dtype=torch.float64)
+    a, b = single.read(PROMPT), double.read(PROMPT)
+    assert b.dtype == torch.float64
+    assert min(margin.min().item() for margin in double.margins) > 1e-5  # so the choices must agree
+    assert all(x.equal(y) for x, y in zip(single.kept, double.kept, strict=True))
+    close(a.double(), b)
+
+
+# When, and how much
+
+
+def test_the_loop_compresses_when_the_next_tokens_would_not_fit(model: Any) -> None:
+    pot = reference(model, policy="streaming")
+    fills = []
+    for _ in range(25):
+        pot.decode(1)
+        fills.append(pot.fill)
+    assert fills == [*range(1, 21), *range(11, 16)]
+    pot = reference(model, policy="streaming")
+    pot.read(PROMPT[:21])  # chunks of 7, 7, 6: exactly full; then the last token needs room
+    assert [kept.shape[-1] for kept in pot.kept] == [10]
+    assert pot.fill == 11
+
+
+@pytest.mark.parametrize(
+    ("length", "to_come", "keeps"),
+    [
+        (43, None, [10, 10, 10, 10]),  # chunks 3, 4, 5, 6 of 7 find no room; the last token does
+        (43, 0, [10, 10, 10, 12]),  # at chunk 6 there are 7 + 1 to read, and 20 - 8 may stay
+        (43, 1, [10, 10, 10, 11]),
+        (43, 9, [10, 10, 10, 10]),
+        (20, 0, []),  # 7 + 7 + 5 + 1: just full
+        (21, 0, [16]),  # only the last token finds no room: 19 might stay, but for keep_max
+        (22, 0, [12]),
+    ],
+)
+def test_what_is_still_to_come_decides_how_much_is_kept(
+    model: Any, length: int, to_come: int | None, keeps: list[int]
+) -> None:
+    pot = reference(model, policy="streaming")
+    pot.read(PROMPT[:length], to_come)
+    assert [kept.shape[-1] for kept in pot.kept] == keeps
+
+
+def test_bad_settings_are_refused(model: Any) -> None:
+    for changes in ({"keep": 14}, {"keep": 4}, {"keep_max": 9}, {"pool": 4}, {"policy": "best"}):
+        with pytest.raises(ValueError, match="want"):
+            reference(model, **changes)
+    pot = reference(model, catalyst=None)
+    with pytest.raises(ValueError, match="catalyst"):
+        pot.read(PROMPT)
+
+
+# The choice, by hand
+
+
+def test_infinipot_by_hand() -> None:
+    #        slot:  0    1    2    3    4    5    6    7    8    9
+    novelty = [9.0, 1.0, 5.0, 2.0, 5.0, 0.5, 3.0, 0.1, 0.2, 8.0]
+    mass = [0.9, 0.1, 0.0, 0.2, 0.1, 0.3, 0.1, 0.6, 0.0, 0.7]
+    choose = partial(choose_infinipot, mass, novelty, sink=1, recent=1, alpha=0.5)
+    # Forced 0, 9. floor(2.5 + 0.5) = 3 most novel of the rest: 2, 4, 6. 5 in all.
+    choice = choose(keep=5, pool=1)
+    assert choice.kept == [0, 2, 4, 6, 9]
+    assert choice.margin == pytest.approx(1 / 3)  # novelty 3 in, 2 out
+    # keep 6: the same 3 novel ones, then the best mass of 1, 3, 5, 7, 8: slot 7.
+    choice = choose(keep=6, pool=1)
+    assert choice.kept == [0, 2, 4, 6, 7, 9]
+    assert choice.margin == pytest.approx(1 / 3)  # mass 0.6 in, 0.3 out is wider
+    # Pooled by 3: 0.9 0.9 0.2 0.2 0.3 0.3 0.6 0.6 0.7 0.7: now 1, from its neighbour the sink.
+    # keep 7: floor(4) = 4 novel: 2, 4, 6, 3. Left 1, 5, 7, 8 with 0.9, 0.3, 0.6, 0.7.
+    choice = choose(keep=7, pool=3)
+    assert choice.kept == [0, 1, 2, 3, 4, 6, 9]
+    assert choice.margin == pytest.approx(0.2 / 0.9)  # mass 0.9 in, 0.7 out
+
+
+def test_infinipot_ties_and_edges_by_hand() -> None:
+    choose = partial(choose_infinipot, sink=0, recent=0, pool=1)
+    ties = choose([0.5] * 6, [1.0] * 6, keep=4, alpha=0.5)
+    assert ties.kept == [0, 1, 2, 3]
+    assert ties.margin == 0.0
+    # More novel slots wanted than there is room for beside the forced ones: the most novel first.
+    full = choose_infinipot(
+        [0.0] * 6, [0.0, 3.0, 9.0, 4.0, 8.0, 0.0], keep=4, sink=1, recent=1, alpha=1.0, pool=1
+    )
+    assert full.kept == [0, 2, 4, 5]
+    assert full.margin == pytest.approx(0.5)  # 8 in, 4 out
+    by_mass = choose([3.0, 1.0, 2.0], [9.0, 9.0, 9.0], keep=2, alpha=0.0)
+    assert by_mass.kept == [0, 2]
+    assert choose([1.0] * 3, [1.0] * 3, keep=3, alpha=0.5).kept == [0, 1, 2]
+
+
+def test_pooling_and_gaps_by_hand() -> None:
+    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 1) == [1.0, 5.0, 2.0, 0.0, 3.0]
+    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 3) == [5.0, 5.0, 5.0, 3.0, 3.0]
+    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 13) == [5.0] * 5
+    assert gap([4.0, 1.0, 2.0, 8.0], 2) == 0.5
+    assert gap([4.0, 1.0], 2) == gap([4.0, 1.0], 0) == math.inf
+    assert gap([4.0, 4.0, 3.0, 5.0], 2) == 0.0
+    assert gap([4.0, 4.0, 3.0, 5.0], 2, plateaus=True) == pytest.approx(0.2)
+    assert gap([0.0, 0.0], 1) == 0.0
+
+
+def test_streaming_and_best_by_hand() -> None:
+    assert choose_streaming(9, keep=5, sink=2, recent=1).kept == [0, 1, 6, 7, 8]
+    best = choose_best([0.0, -1.0, 7.0, 7.0, 7.0, 2.0], keep=4, sink=1, recent=1)
+    assert best.kept == [0, 2, 3, 5]
+    assert best.margin == 0.0
+
+
+def test_keydiff_scores_by_hand() -> None:
+    keys = torch.tensor([[[2.0, 0.0], [0.0, 5.0], [0.0, 1.0]]])  # mean of unit keys: (1, 2) / 3
+    expected = -torch.tensor([[1.0, 2.0, 2.0]]) / math.sqrt(5)
+    close(keydiff_scores(keys), expected, atol=1e-6)
+
+
+# The broken variants
+
+
+@pytest.mark.parametrize(
+    "fault", ["no_reset", "mask_off_by_one", "swap_keys_values", "shared_heads"]
+)
+def test_a_broken_variant_gives_other_logits(model: Any, fault: str) -> None:
+    right, wrong = reference(model), reference(model, **{fault: True})
+    difference = right.read(PROMPT) - wrong.read(PROMPT)
+    assert difference.abs().max() > 0.1
+
+
+def test_novelty_left_behind_chooses_otherwise(model: Any) -> None:
+    right = reference(model, alpha=0.5)
+    wrong = reference(model, alpha=0.5, novelty_left_behind=True)
+    right.read(PROMPT)
+    wrong.read(PROMPT)
+    assert right.kept[0].equal(wrong.kept[0])
+    assert not right.kept[1].equal(wrong.kept[1])
+
+
+def test_without_reset_old_entries_stay_where_they_were(model: Any) -> None:
+    pot = reference(model, no_reset=True, policy="streaming")
+    pot.read(PROMPT[:17])
+    before = pot.keys(1)
+    pot.compress(10)
+    assert pot.keys(1).equal(before.gather(1, pot.kept[0][1][..., None].expand(-1, -1, HEAD_SIZE)))
