@@ -97,42 +97,42 @@ def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: An
             # provable to sympy.
             prefer_deferred_runtime_asserts_over_guards=dims is not None,
         )
-        if _is_plain(program):
-            # The exporter would trace everything a second time to decompose it, which is half of
-            # its time.
-            program.run_decompositions = lambda *_args, **_kwargs: program
-        exported = torch.onnx.export(
-            program, (), dynamo=True, opset_version=opset, optimize=False, verbose=False
-        )
+        exported = _to_onnx(program, opset)
     assert exported is not None
     return exported.model
 
 
-# Operators that reach the exporter only in decomposed form.
-UNKNOWN = frozenset(
-    {torch.ops.aten.__and__.Tensor, torch.ops.aten.__or__.Tensor, torch.ops.aten.contiguous.default}
+ASSERTIONS = (
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
 )
-ASSERTIONS = (torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default)
 
 
-def _is_plain(program: torch.export.ExportedProgram) -> bool:
-    """Clean a traced program in place; True if every operator left is functional and known to the
-    exporter as it is."""
+def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> Any:
+    """Translate, first without decomposing: that traces everything anew, over half of the time."""
+    options: dict[str, Any] = {"dynamo": True, "opset_version": opset, "optimize": False}
+    if _is_functional(program):
+        program.run_decompositions = lambda *_args, **_kwargs: program
+        try:
+            return torch.onnx.export(program, (), verbose=False, **options)
+        except torch.onnx.errors.OnnxExporterError:
+            del program.run_decompositions  # some operator is known only in parts: the long way
+    return torch.onnx.export(program, (), verbose=False, **options)
+
+
+def _is_functional(program: torch.export.ExportedProgram) -> bool:
+    """Clean a traced program in place; True if no operator left writes into its arguments."""
     aten, graph = torch.ops.aten, program.graph
     for node in list(graph.nodes):
         if node.target in ASSERTIONS:
             graph.erase_node(node)
-        elif node.target is aten.to.dtype:
-            node.target, node.args, node.kwargs = (
-                aten._to_copy.default,
-                node.args[:1],
-                {"dtype": node.args[1]},
-            )
+        elif node.target is aten.to.dtype:  # the exporter knows it as _to_copy only
+            source, dtype = node.args[:2]
+            node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": dtype}
     graph.eliminate_dead_code()
-    operators = {
-        node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)
-    }
-    return not any(operator._schema.is_mutable or operator in UNKNOWN for operator in operators)
+    operators = {node.target for node in graph.nodes}
+    known = [each for each in operators if isinstance(each, torch._ops.OpOverload)]
+    return not any(operator._schema.is_mutable for operator in known)
 
 
 def _rename(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:

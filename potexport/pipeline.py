@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import bundle, loader, targets
+from potexport import __version__, bundle, loader, targets
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
 from potexport.spec import PRECISIONS, Layout, ModelFacts, PotGeometry, default_geometry
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # arXiv 2410.01518, the general catalyst (CaP-G).
 CATALYST = "\n\nSummarize the previous context highlighting the most important parts."
 OPSETS = (18, 23)
-TOOLS = ("potexport", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 Stage = Callable[[str], None]
 
 
@@ -73,6 +73,10 @@ class Plan:
 def plan(options: Options) -> Plan:
     """Check the options against each other and the model's config; reads no weights."""
     target = targets.load(options.target)
+    _require_export_packages()
+    from potexport.graphs.policies._find import make_policy
+
+    policy = make_policy(options.policy, options.settings)
     precision = options.precision or target.default_precision
     if precision not in target.precisions:
         raise PotexportError(
@@ -85,10 +89,6 @@ def plan(options: Options) -> Plan:
         )
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
-    _require_export_packages()
-    from potexport.graphs.policies._find import make_policy
-
-    policy = make_policy(options.policy, options.settings)
     facts = model_facts(config)
     geometry = _geometry(facts, options)
     layout = Layout(facts, geometry, policy.needs, PRECISIONS[precision])
@@ -242,7 +242,11 @@ def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
         eos_token_ids=tuple(ends),
         graphs=decided.layout.graphs(),
         weights=WEIGHTS,
-        tools={"python": platform.python_version(), **{name: _version(name) for name in TOOLS}},
+        tools={
+            "potexport": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in TOOLS},
+        },
     )
 
 

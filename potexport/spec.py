@@ -217,6 +217,18 @@ class Layout:
             specs.append(self._observe())
         return {spec.name: spec for spec in (*specs, self._compress())}
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of a session besides its weights: the pot with its scores, then each graph's own
+        inputs and outputs."""
+        needed = [name for name in ("mass", "novelty") if name in self.needs]
+        scores = [spec for n in needed for spec in self.per_slot(n + ".{}", self.pot.slots)]
+        pot = {spec.name: spec.bytes for spec in (*self.past(), *scores)}
+        own = {
+            name: sum(t.bytes for t in (*graph.inputs, *graph.outputs) if t.name not in pot)
+            for name, graph in self.graphs().items()
+        }
+        return {"pot": sum(pot.values()), **own}
+
     def _prefill(self) -> GraphSpec:
         width = self.pot.chunk
         inputs = [_ids("input_ids", width)]

@@ -1,7 +1,7 @@
 """From a document of any length and a question to the calls of a session.
 
 Decides how a document is cut for the tokenizer, what stands around it, and what a session is told
-of what is still to come. It neither prints nor chooses tokens. Nothing here grows with the document.
+of what is still to come. It neither prints nor chooses tokens. Nothing grows with the document.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int, int | None], None]
 
 PIECE = 1 << 16  # characters; the tokenizer needs some 200 bytes for each
 AROUND = 1 << 10  # characters on both sides of a cut that must be encoded the same with and without
-TRIES = 4  # cuts of each kind
+TRIES, STEPS = 4, 8  # cuts of each kind within AROUND characters; how often to go back by AROUND
 # Where pre-tokenizers split: the first suits Llama 3's rules, the second GPT-2's, the last texts
 # without lines. `_joins` decides whether one suits this tokenizer.
 CUTS = tuple(map(re.compile, (r"(?<=\n)(?=\S)", r"(?=\n\S)", r"(?= \S)")))
@@ -47,7 +47,7 @@ class Document:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Document:
         try:
-            stream = Path(path).open("rb")
+            stream = Path(path).open("rb")  # noqa: SIM115  (read in `blocks`)
         except OSError as error:
             raise PotexportError(f"{path} cannot be read: {error.strerror}") from error
         size = os.fstat(stream.fileno()).st_size if stream.seekable() else None
@@ -135,15 +135,14 @@ def pieces(text: Text, blocks: Iterable[str], *, trusted: bool) -> Iterator[Ids]
 def _cut(text: Text, held: str, searched: int, *, trusted: bool) -> int:
     """A place to cut, late in `held`; 0 if there is none."""
     last = len(held) - AROUND
-    # Backwards in steps, for the best place is the last.
-    for first in range(last - AROUND, max(searched - AROUND, 0), -AROUND):
+    # Backwards in steps, for the best place is the last; not far, for then there are none.
+    earliest = max(searched, last - STEPS * AROUND, AROUND) - AROUND
+    for first in range(last - AROUND, earliest - 1, -AROUND):
         for kind in CUTS:
             found = (match.start() for match in kind.finditer(held, first, first + AROUND + 1))
             for at in islice(found, TRIES):
-                if _joins(text, held, at, trusted=trusted):
+                if at and _joins(text, held, at, trusted=trusted):
                     return at
-        if first < last - 2 * TRIES * AROUND:  # far enough: such text has no cuts
-            break
     return 0
 
 

@@ -1,0 +1,41 @@
+"""Tiny models built once by the real pipeline, for all parity tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potexport import pipeline
+from tests import tiny
+
+POT: dict[str, Any] = {
+    "pot": 48,
+    "chunk": 8,
+    "keep": 23,
+    "keep_max": 37,
+    "catalyst_width": 7,
+    "sink": 2,
+    "recent": 3,
+}
+Build = Callable[..., tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """`build(family, **options)` -> (bundle, model folder); the same arguments build once."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def builder(family: str = "llama", **options: Any) -> tuple[Path, Path]:
+        key = repr((family, sorted(options.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model")
+            tiny.save(folder / "model", family)
+            asked = pipeline.Options(model=str(folder / "model"), **{**POT, **options})
+            pipeline.build(asked, folder / "bundle")
+            made[key] = (folder / "bundle", folder / "model")
+        return made[key]
+
+    return builder

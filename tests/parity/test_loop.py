@@ -1,0 +1,186 @@
+"""Bundles of tiny models in ONNX Runtime against references that share no code with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from potexport.runtime.session import Session
+from tests.parity import tolerances
+from tests.parity.conftest import POT, Build
+from tests.reference import Reference
+
+FAMILIES = ["llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3"]
+POLICIES: list[tuple[str, dict[str, Any]]] = [
+    ("infinipot", {"alpha": 0.3, "pool": 3}),
+    ("infinipot", {"alpha": 0.0, "pool": 1}),
+    ("infinipot", {"alpha": 1.0, "pool": 1}),
+    ("streaming", {}),
+    ("keydiff", {}),
+]
+TOKENS = 400
+CATALYST = [5, 9, 200, 33, 41]
+
+
+def tokens(count: int = TOKENS, seed: int = 1) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(3, 280, count).astype(np.int32)
+
+
+def load(folder: Any) -> PreTrainedModel:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def reference(model: PreTrainedModel, policy: str, settings: dict[str, Any], **faults: bool) -> Any:
+    names = ("chunk", "keep", "keep_max", "sink", "recent")
+    geometry = {name: POT[name] for name in names}
+    return Reference(
+        model,
+        slots=POT["pot"],
+        **geometry,
+        policy=policy,
+        catalyst=CATALYST,
+        **settings,
+        **faults,
+    )
+
+
+def watched(bundle: Any) -> tuple[Session, list[np.ndarray[Any, Any]]]:
+    """A session that records its kept slots as (L, Hkv, keep), one array a compression."""
+    session = Session.open(bundle, threads=1)
+    session.set_catalyst(CATALYST) if "mass" in session.manifest.policy.needs else None
+    kept: list[np.ndarray[Any, Any]] = []
+    session.on_compress = lambda slots: kept.append(np.stack([each.copy() for each in slots]))
+    return session, kept
+
+
+def difference(mine: Any, wanted: Any) -> float:
+    """Largest difference relative to the largest logit."""
+    mine, wanted = np.asarray(mine), np.asarray(wanted)
+    return float(np.abs(mine - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_context_that_fits_equals_transformers(build: Build, family: str) -> None:
+    bundle, folder = build(family)
+    prompt = tokens(30)
+    wanted = load(folder).generate(  # type: ignore[operator]
+        torch.from_numpy(prompt[None].astype(np.int64)),
+        max_new_tokens=16,
+        min_new_tokens=16,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    session, kept = watched(bundle)
+    session.feed(prompt)
+    for step, logits in enumerate(wanted.logits):
+        mine = session.logits()
+        assert difference(mine, logits[0]) <= tolerances.FITS, f"step {step}"
+        session.accept(int(wanted.sequences[0, prompt.size + step]))
+    assert not kept
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_past_the_pot_every_family_equals_the_independent_reference(
+    build: Build, family: str
+) -> None:
+    bundle, folder = build(family)
+    session, kept = watched(bundle)
+    session.feed(tokens())
+    oracle = reference(load(folder), "infinipot", {})
+    wanted = oracle.read(tokens().tolist())
+    _same(session, kept, oracle, wanted)
+
+
+@pytest.mark.parametrize(("policy", "settings"), POLICIES)
+def test_past_the_pot_every_policy_equals_the_independent_reference(
+    build: Build, policy: str, settings: dict[str, Any]
+) -> None:
+    bundle, folder = build("llama", policy=policy, settings=settings)
+    session, kept = watched(bundle)
+    session.feed(tokens())
+    oracle = reference(load(folder), policy, settings)
+    wanted = oracle.read(tokens().tolist())
+    _same(session, kept, oracle, wanted)
+
+
+def _same(session: Session, kept: list[Any], oracle: Any, wanted: Any) -> None:
+    mine = session.logits()
+    assert len(kept) == len(oracle.kept) >= 10
+    for number, (one, other) in enumerate(zip(kept, oracle.kept, strict=True)):
+        assert np.array_equal(one, other.numpy()), f"compression {number}"
+    assert difference(mine, wanted) <= tolerances.PAST
+    pot, fill = session.backend.pot, oracle.fill
+    assert pot.fill == fill
+    for layer in range(len(pot.keys)):
+        keys = pot.keys[layer][0, :, :, :fill].transpose(0, 2, 1)
+        assert difference(keys, oracle.keys(layer)) <= tolerances.PAST
+        assert difference(pot.values[layer][0, :, :fill], oracle.values(layer)) <= tolerances.PAST
+        if pot.novelty:
+            assert np.allclose(pot.novelty[layer][:, :fill], oracle.novelty[layer], atol=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["no_reset", "mask_off_by_one", "swap_keys_values"])
+def test_a_broken_reference_is_told_apart(build: Build, fault: str) -> None:
+    """Were these to agree, the tests above could not fail."""
+    bundle, folder = build("llama")
+    session, _ = watched(bundle)
+    session.feed(tokens())
+    wanted = reference(load(folder), "infinipot", {}, **{fault: True}).read(tokens().tolist())
+    assert difference(session.logits(), wanted) > 100 * tolerances.PAST
+
+
+def test_generating_past_the_pot_compresses_and_equals_the_reference(build: Build) -> None:
+    bundle, folder = build("llama")
+    session, kept = watched(bundle)
+    session.feed(tokens(20))
+    oracle = reference(load(folder), "infinipot", {})
+    wanted = oracle.read(tokens(20).tolist())
+    for _ in range(90):
+        mine = session.logits()
+        assert difference(mine, wanted) <= tolerances.PAST
+        token = int(mine.argmax())
+        session.accept(token)
+        wanted = oracle.decode(token)
+    assert len(kept) == len(oracle.kept) >= 2
+
+
+@pytest.mark.parametrize("to_come", [0, 5, 40])
+def test_keep_adapts_to_what_is_still_to_come(build: Build, to_come: int) -> None:
+    bundle, folder = build("llama")
+    session, kept = watched(bundle)
+    session.feed(tokens(101), to_come=to_come)
+    oracle = reference(load(folder), "infinipot", {})
+    wanted = oracle.read(tokens(101).tolist(), to_come=to_come)
+    _, sizes = session.logits(), [each.shape[-1] for each in kept]
+    assert sizes == [each.shape[-1] for each in oracle.kept]
+    assert difference(session._last, wanted) <= tolerances.PAST
+    assert (max(sizes) > POT["keep"]) == (to_come < 40)
+
+
+@pytest.mark.parametrize("cuts", [[1, 2, 50], [8, 16, 24], [399], [130, 131, 132, 133]])
+def test_feeding_in_pieces_equals_feeding_at_once(build: Build, cuts: list[int]) -> None:
+    bundle, _ = build("llama")
+    session, kept = watched(bundle)
+    session.feed(tokens())
+    at_once = session.logits().copy()
+    pieces, kept_in_pieces = watched(bundle)
+    for piece in np.split(tokens(), cuts):
+        pieces.feed(piece)
+    assert np.array_equal(pieces.logits(), at_once)
+    assert all(np.array_equal(*pair) for pair in zip(kept, kept_in_pieces, strict=True))
+
+
+def test_half_precision_stays_near_the_reference(build: Build) -> None:
+    """fp16 graphs on the CPU: no exact slots, for rounding decides near ties, but the same model."""
+    bundle, folder = build("llama", precision="fp16")
+    session, _ = watched(bundle)
+    assert session.backend.pot.keys[0].dtype == np.float16
+    session.feed(tokens(40))
+    wanted = reference(load(folder), "infinipot", {}).read(tokens(40).tolist())
+    assert difference(session.logits(), wanted) < 0.02
