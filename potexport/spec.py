@@ -79,19 +79,13 @@ class PotGeometry:
                 f"{self.chunk}; give --pot at least {self.sink + self.recent + self.chunk} or a "
                 "smaller --chunk"
             )
-        if self.keep >= self.slots:
-            raise PotexportError(
-                f"--keep {self.keep} leaves nothing to drop from a pot of {self.slots} slots; keep "
-                "at most "
-                f"{self.slots - self.chunk}, so that a chunk of {self.chunk} fits after a "
-                "compression"
-            )
-        if self.keep_max > self.slots - self.chunk:
-            raise PotexportError(
-                f"--keep-max {self.keep_max} leaves no room for a chunk of {self.chunk} in "
-                f"{self.slots} slots; "
-                f"give at most {self.slots - self.chunk}"
-            )
+        room = self.slots - self.chunk
+        for name in ("keep", "keep_max"):
+            if getattr(self, name) > room:
+                raise PotexportError(
+                    f"{option(name)} {getattr(self, name)} leaves no room for a chunk of "
+                    f"{self.chunk} in a pot of {self.slots} slots; give at most {room}"
+                )
         if not self.sink + self.recent <= self.keep <= self.keep_max:
             raise PotexportError(
                 f"--keep is {self.keep}; it must lie between sinks + recent "
@@ -122,22 +116,19 @@ def default_geometry(
     prompts are never compressed, small enough that a phone reads it at every token. Half of it is
     kept.
     """
-    slots = (
-        min(max(facts.max_positions // 8, 512), 2048, facts.max_positions)
-        if slots is None
-        else slots
-    )
-    chunk = min(64, max(slots // 4, 1)) if chunk is None else chunk
-    sink = min(4, slots // 8) if sink is None else sink
-    recent = min(16, slots // 8) if recent is None else recent
-    keep_max = max(slots - chunk, keep or 1) if keep_max is None else keep_max
-    keep = min(max(slots // 2, sink + recent), keep_max) if keep is None else keep
+    if slots is None:
+        slots = min(max(facts.max_positions // 8, 512), 2048)
+        if slots + 64 > facts.max_positions:  # a pot and the pass over it need positions
+            slots = facts.max_positions // 2
+    chunk = _or(chunk, min(64, max(slots // 4, 1)))
+    sink, recent = _or(sink, min(4, slots // 8)), _or(recent, min(16, slots // 8))
+    keep_max = _or(keep_max, max(slots - chunk, 1))
     geometry = PotGeometry(
         slots=slots,
         chunk=chunk,
-        keep=keep,
+        keep=_or(keep, min(max(slots // 2, sink + recent), keep_max)),
         keep_max=keep_max,
-        catalyst_width=min(64, slots) if catalyst_width is None else catalyst_width,
+        catalyst_width=_or(catalyst_width, min(64, slots)),
         sink=sink,
         recent=recent,
     )
@@ -149,6 +140,11 @@ def default_geometry(
             f"but the model was trained on {facts.max_positions}; give a smaller --pot"
         )
     return geometry
+
+
+def _or(asked: int | None, otherwise: int) -> int:
+    """What was asked for, 0 included."""
+    return otherwise if asked is None else asked
 
 
 @dataclass(frozen=True)
