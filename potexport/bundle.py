@@ -7,6 +7,7 @@ library, for the runtime uses it too.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -47,7 +48,11 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a runtime has to know of a bundle."""
+    """All that a runtime has to know of a bundle.
+
+    weights: the safetensors file. tables: those of its tensors that are read row by row, and not
+    packed for multiplication. eos_token_ids: any of them ends an answer.
+    """
 
     model: ModelFacts
     pot: PotGeometry
@@ -60,6 +65,7 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     graphs: dict[str, GraphSpec]
     weights: str
+    tables: tuple[str, ...]
     tools: dict[str, str]
     files: dict[str, FileFacts] = field(default_factory=dict)
 
@@ -126,6 +132,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         graphs={name: _graph(name, entry) for name, entry in document["graphs"].items()},
         files={_plain_name(name): FileFacts(**entry) for name, entry in document["files"].items()},
         weights=_plain_name(document["weights"]),
+        tables=tuple(str(name) for name in document["tables"]),
         eos_token_ids=tuple(int(token) for token in document["eos_token_ids"]),
         tools={str(name): str(version) for name, version in document["tools"].items()},
         **{
@@ -250,8 +257,10 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
 
 def _sweep(parent: Path, name: str) -> None:
     """Remove what killed builds of this bundle left; a build that is still running keeps its
-    folder."""
-    for left in parent.glob(f".{name}.building-*-*"):
+    folder. Only where the system tells which processes run."""
+    if not Path("/proc/self").exists():
+        return
+    for left in parent.glob(f".{glob.escape(name)}.building-*-*"):
         process = left.name.rsplit("-", 2)[1]
         if process.isdigit() and not Path("/proc", process).exists():
             shutil.rmtree(left, ignore_errors=True)

@@ -98,8 +98,8 @@ def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: An
             prefer_deferred_runtime_asserts_over_guards=dims is not None,
         )
         exported = _to_onnx(program, opset)
-    assert exported is not None
-    return exported.model
+    translated: ir.Model = exported.model
+    return translated
 
 
 ASSERTIONS = (

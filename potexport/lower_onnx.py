@@ -96,7 +96,7 @@ def _fixed(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
 
 
 def tie_head(model: ir.Model) -> ir.Model:
-    """Let a head that shares the embedding read it as it is: Gemm needs no transposed copy of it."""
+    """Let a head that shares the embedding read it as it is: Gemm needs no transposed copy."""
     graph = model.graph
     for node, table in _transposed_weights(graph):
         for product in list(node.outputs[0].consumers()):

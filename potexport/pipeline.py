@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 CATALYST = "\n\nSummarize the previous context highlighting the most important parts."
 OPSETS = (18, 23)
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+EXPORT_PACKAGES = (
+    "torch", "transformers", "onnx", "onnxscript", "safetensors", "gguf", "accelerate"
+)  # fmt: skip
 Stage = Callable[[str], None]
 
 
@@ -73,7 +76,7 @@ class Plan:
 def plan(options: Options) -> Plan:
     """Check the options against each other and the model's config; reads no weights."""
     target = targets.load(options.target)
-    _require_export_packages()
+    require_export_packages()
     from potexport.graphs.policies._find import make_policy
 
     policy = make_policy(options.policy, options.settings)
@@ -146,19 +149,21 @@ def build(
     bundle.refuse_existing(output, force=force)
     stage("plan")
     decided = plan(options)
+    from potexport import store_onnx
+
     with bundle.new_folder(output, force=force) as folder:
         stage("weights")
         model, tokenizer = load(decided)
         models = trace(decided, model, stage)
         stage("write")
-        _write(decided, models, folder)
+        tables = store_onnx.save(models, folder)
         stage("text")
         loader.save_tokenizer(tokenizer, folder)
         model.generation_config.save_pretrained(folder)
         stage("check")
         _check(decided, folder)
         stage("seal")
-        bundle.seal(folder, _manifest(decided, model))
+        bundle.seal(folder, _manifest(decided, model, tables))
         return bundle.read(folder)
 
 
@@ -205,12 +210,6 @@ def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.M
     return models
 
 
-def _write(decided: Plan, models: dict[str, ir.Model], folder: Path) -> None:
-    from potexport import store_onnx
-
-    store_onnx.save(models, folder)
-
-
 def _check(decided: Plan, folder: Path) -> None:
     """Read every graph back and hold it against the contract."""
     from potexport import store_onnx
@@ -219,7 +218,7 @@ def _check(decided: Plan, folder: Path) -> None:
         store_onnx.check(folder / f"{name}.onnx", spec)
 
 
-def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
+def _manifest(decided: Plan, model: PreTrainedModel, tables: tuple[str, ...]) -> Manifest:
     from dataclasses import asdict
 
     from potexport.store_onnx import WEIGHTS
@@ -242,6 +241,7 @@ def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
         eos_token_ids=tuple(ends),
         graphs=decided.layout.graphs(),
         weights=WEIGHTS,
+        tables=tables,
         tools={
             "potexport": __version__,
             "python": platform.python_version(),
@@ -257,16 +257,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _require_export_packages() -> None:
-    missing = [
-        name
-        for name in ("torch", "transformers", "onnx", "onnxscript", "safetensors")
-        if not _has(name)
-    ]
+def require_export_packages() -> None:
+    """PotexportError where the extra `export` is not installed, or not all of it."""
+    missing = [name for name in EXPORT_PACKAGES if not _has(name)]
     if missing:
         raise PotexportError(
-            f"building needs {', '.join(missing)}; install them with: pip install "
-            "'potexport[export]'"
+            f"this needs {', '.join(missing)}; install with: pip install 'potexport[export]'"
         )
 
 

@@ -1,8 +1,8 @@
 """The loop in PyTorch, eagerly: the same modules that are exported, behind the runtime's interface.
 
 It shares the session and the pot with the runtime, and nothing with ONNX. What it proves is that
-export and graph runtime change nothing; that the modules themselves are right is shown by the tests'
-own reference, which shares nothing with either.
+export and graph runtime change nothing; that the modules themselves are right is shown by the
+tests' own reference, which shares nothing with either.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class Pot:
     ) -> None:
         """Put the first `count` new rows behind the filled slots.
 
-        keys: L x (1, Hkv, D, T); values: L x (1, Hkv, T, D); novelty: (count,) float32 or one number, nats.
+        keys: L x (1, Hkv, D, T); values: L x (1, Hkv, T, D); novelty: (count,) float32, or one
+            number, in nats.
         """
         first, last = self.fill, self.fill + count
         if last > self.slots:

@@ -18,8 +18,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 POLICIES = ("infinipot", "streaming", "keydiff")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -129,8 +129,8 @@ def choose_streaming(fill: int, *, keep: int, sink: int, recent: int) -> Choice:
 
 def keydiff_scores(keys: Tensor) -> Tensor:
     """-cos(key, mean of the normalised keys). keys [Hkv, fill, D] rotated -> [Hkv, fill]."""
-    mean = F.normalize(keys, dim=-1).mean(dim=1, keepdim=True)  # [Hkv, 1, D]
-    return -F.cosine_similarity(keys, mean, dim=-1)
+    mean = functional.normalize(keys, dim=-1).mean(dim=1, keepdim=True)  # [Hkv, 1, D]
+    return -functional.cosine_similarity(keys, mean, dim=-1)
 
 
 class Entries(NamedTuple):
@@ -383,16 +383,18 @@ class Reference:
     def _mlp(self, name: str, x: Tensor) -> Tensor:
         """SwiGLU. [n, E] -> [n, E]."""
         gate, up = self._linear(f"{name}.gate_proj", x), self._linear(f"{name}.up_proj", x)
-        return self._linear(f"{name}.down_proj", F.silu(gate) * up)
+        return self._linear(f"{name}.down_proj", functional.silu(gate) * up)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Last layer's output [n, E] -> [n, V]; a missing head is the embedding."""
         head = self._weights.get("lm_head.weight", self._weights["model.embed_tokens.weight"])
-        return F.linear(self._norm("model.norm", x), head)
+        return functional.linear(self._norm("model.norm", x), head)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         """[n, in] -> [n, out], with a bias if the model has one."""
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+        return functional.linear(
+            x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
+        )
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         """RMSNorm over the last dimension; the shape stays."""

@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-TEXT = """It was a bright cold day in April, and the clocks were striking thirteen sheep and 42 goats.
+TEXT = """On the first of April the clocks of the town were striking for 13 sheep and 42 goats.
 The quick brown fox jumps over the lazy dog; the dog, who is called Rex, does not mind at all.
 Nobody had told the fox that the year was 1984, nor that the number of the house was 7.
 """
@@ -71,8 +71,8 @@ FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of some 300 tokens with ChatML's special tokens and template."""
     fast = Tokenizer(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    fast.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -80,7 +80,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     fast.train_from_iterator([TEXT] * 3, trainer)
-    wrapped = PreTrainedTokenizerFast(
+    kind: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerFast = kind(
         tokenizer_object=fast,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",

@@ -35,7 +35,7 @@ def load(folder: Any) -> PreTrainedModel:
     return model.eval()  # type: ignore[no-any-return]
 
 
-def reference(model: PreTrainedModel, policy: str, settings: dict[str, Any], **faults: bool) -> Any:
+def reference(model: PreTrainedModel, policy: str, settings: dict[str, Any], **faults: Any) -> Any:
     names = ("chunk", "keep", "keep_max", "sink", "recent")
     geometry = {name: POT[name] for name in names}
     return Reference(
@@ -177,7 +177,7 @@ def test_feeding_in_pieces_equals_feeding_at_once(build: Build, cuts: list[int])
 
 
 def test_half_precision_stays_near_the_reference(build: Build) -> None:
-    """fp16 graphs on the CPU: no exact slots, for rounding decides near ties, but the same model."""
+    """fp16 graphs on the CPU: the same model, but rounding decides near ties among slots."""
     bundle, folder = build("llama", precision="fp16")
     session, _ = watched(bundle)
     assert session.backend.pot.keys[0].dtype == np.float16

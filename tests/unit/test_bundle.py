@@ -34,6 +34,7 @@ def manifest() -> Manifest:
         eos_token_ids=(2,),
         graphs=Layout(FACTS, POT, frozenset(needs)).graphs(),
         weights="weights.safetensors",
+        tables=(),
         tools={"torch": "2"},
     )
 
@@ -103,9 +104,13 @@ def test_a_damaged_file_is_named(folder: Path, content: bytes | None, says: str)
 
 
 def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(folder: Path) -> None:
-    with pytest.raises(RuntimeError), bundle.new_folder(folder, force=True) as under_way:
-        (under_way / "half").write_text("done")
-        raise RuntimeError
+    def build() -> None:
+        with bundle.new_folder(folder, force=True) as under_way:
+            (under_way / "half").write_text("done")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        build()
     bundle.check_files(folder, bundle.read(folder))
     assert os.listdir(folder.parent) == [folder.name]
 

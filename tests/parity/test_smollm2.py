@@ -1,0 +1,97 @@
+"""The real model: SmolLM2-135M-Instruct from its GGUF, with a real novel. Some two minutes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from potexport import loader, pipeline
+from potexport.runtime.session import Session
+from tests.parity import tolerances
+from tests.reference import Reference
+
+ROOT = Path(__file__).parents[2]
+CACHE = Path(os.environ.get("POTEXPORT_CACHE", ROOT / ".cache"))
+GGUF = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION = "\n\nWhat is said of Mr. Darcy's pride?"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not GGUF.exists(), reason="no SmolLM2 here; `make model` fetches it"),
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
+    pipeline.build(pipeline.Options(model=str(GGUF), pot=512, keep=256), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    source = loader.resolve(str(GGUF))
+    return loader.load_model(source, dtype=torch.float32, attn_implementation="sdpa")
+
+
+@pytest.fixture
+def session(bundle: Path) -> Session:
+    return Session.open(bundle, threads=2)
+
+
+def novel(session: Session, count: int) -> np.ndarray[Any, Any]:
+    text = (ROOT / "data" / "pride-and-prejudice.txt").read_text()
+    return session.text.encode(text[: count * 8])[:count]
+
+
+@torch.no_grad()
+def test_context_that_fits_equals_transformers(session: Session, model: Any) -> None:
+    """64 greedy steps: the same tokens, and every logit."""
+    prompt = novel(session, 400)
+    wanted = model.generate(
+        torch.from_numpy(prompt[None].astype(np.int64)),
+        max_new_tokens=64,
+        min_new_tokens=64,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    session.feed(prompt)
+    for step, logits in enumerate(wanted.logits):
+        mine = session.logits()
+        assert np.abs(mine - logits[0].numpy()).max() <= tolerances.REAL_FITS, f"step {step}"
+        assert mine.argmax() == wanted.sequences[0, prompt.size + step]
+        session.accept(int(mine.argmax()))
+
+
+@torch.no_grad()
+def test_past_the_pot_equals_the_independent_reference(session: Session, model: Any) -> None:
+    """10 compressions of 30 layers and 3 heads: the same slots, and the logits after them."""
+    ids = novel(session, 512 + 10 * 256 + 1)
+    session.set_catalyst(QUESTION)
+    kept: list[np.ndarray[Any, Any]] = []
+    session.on_compress = lambda slots: kept.append(np.stack([each.copy() for each in slots]))
+    session.feed(ids)
+    mine = session.logits()
+    pot = session.manifest.pot
+    oracle = Reference(
+        model,
+        slots=pot.slots,
+        chunk=pot.chunk,
+        keep=pot.keep,
+        keep_max=pot.keep_max,
+        sink=pot.sink,
+        recent=pot.recent,
+        policy="infinipot",
+        catalyst=session.catalyst.tolist(),
+    )
+    wanted = oracle.read(ids.tolist())
+    assert len(kept) == len(oracle.kept) >= 10
+    for number, (one, other) in enumerate(zip(kept, oracle.kept, strict=True)):
+        assert np.array_equal(one, other.numpy()), f"compression {number}"
+    assert np.abs(mine - wanted.numpy()).max() <= tolerances.REAL_PAST
