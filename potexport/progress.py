@@ -9,12 +9,12 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 if TYPE_CHECKING:
     from potexport.runtime.session import Session
@@ -59,28 +59,22 @@ class Stages(AbstractContextManager["Stages"]):
         self._name, self._started = name, perf_counter()
         if self._live:
             self._task = self._live.add_task(STAGES.get(name, name), total=None)
-        elif not self._quiet:
-            click.echo(f"{STAGES.get(name, name)} … ", err=True, nl=False)
 
     def _end(self) -> None:
         if self._name is None:
             return
         seconds = self.seconds[self._name] = perf_counter() - self._started
+        line = f"{STAGES.get(self._name, self._name)}: {seconds:.1f} s"
         if self._live:
             self._live.remove_task(self._task)
-            self._live.console.print(f"[green]✓[/] {STAGES.get(self._name, self._name)}"
-                                     f" [dim]{seconds:.1f} s[/]")  # fmt: skip
+            self._live.console.print(f"[green]✓[/] {line}")
         elif not self._quiet:
-            click.echo(f"{seconds:.1f} s", err=True)
+            click.echo(line, err=True)
         self._name = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._end()
-        elif self._name is not None and not self._live and not self._quiet:
-            click.echo("stopped", err=True)
         if self._live:
             self._live.stop()
 
@@ -94,10 +88,10 @@ class Reading(AbstractContextManager["Reading"]):
         self._last = perf_counter()
         self._live: Progress | None = None
         if self._console.is_terminal and not quiet:
-            columns = (SpinnerColumn(), TextColumn("reading"), BarColumn(), TimeElapsedColumn())
-            self._live = Progress(*columns, TextColumn("{task.description}"),
-                                  console=self._console, transient=True)  # fmt: skip
-            self._task = self._live.add_task("", total=None)
+            line = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+            columns = (SpinnerColumn(), line, BarColumn(12), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self._console, transient=True)
+            self._task = self._live.add_task("reading", total=None)
 
     def __enter__(self) -> Reading:
         if self._live:
@@ -114,12 +108,12 @@ class Reading(AbstractContextManager["Reading"]):
 
     def _line(self, read: int, total: int | None) -> str:
         stats, slots = self._session.stats, self._session.manifest.pot.slots
-        whole = f" of {total:,}" if total else ""
         # Not the session's own speed: what it was fed it has not read yet.
         speed = read / (stats.read_seconds + stats.compress_seconds)
+        whole = f"/{total:,}" if total else ""
         return (
-            f"{read:,}{whole} tokens, {speed:,.0f} tokens/s, "
-            f"{stats.compressions:,} compressions, {stats.fill:,} of {slots:,} slots"
+            f"{read:,}{whole} tokens, {speed:,.0f}/s, "
+            f"{stats.compressions:,} compressions, {stats.fill:,}/{slots:,} slots"
         )
 
     def __exit__(self, *_: object) -> None:

@@ -189,7 +189,9 @@ def read(
             share = document.share()
             feed(ahead, int(encoded / share) if share else None)
     if encoded == around.head.size:
-        raise PotexportError(f"{document.name} is empty; expected at least one character of text")
+        raise PotexportError(
+            f"{document.name} is empty; give at least one character of text to read"
+        )
     waiting.append(around.tail)
     ahead, encoded = ahead + around.tail.size, encoded + around.tail.size
     while waiting:

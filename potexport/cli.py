@@ -1,0 +1,335 @@
+"""The command line: parsing, and the order of calls. What it prints looks as `show` decides.
+
+Nothing heavy is imported before the command that needs it: `potexport --help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import json as jsonlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from potexport import __version__
+from potexport.errors import PotexportError
+from potexport.spec import PRECISIONS
+
+if TYPE_CHECKING:
+    from potexport.runtime.reading import Document
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# What a person can cause and cure; any other OSError is a bug and shows its traceback.
+CURABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+    | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE}
+)
+COUNT = click.IntRange(min=1)
+
+
+class Commands(click.Group):
+    """A group whose mistakes end in one line and exit code 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(2)
+        except click.Abort:  # Ctrl-C
+            click.echo("potexport: interrupted", err=True)
+            sys.exit(130)
+        except click.UsageError as error:
+            hint = f" See {error.ctx.command_path} --help" if error.ctx else ""
+            _fail(error.format_message() + hint)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except PotexportError as error:
+            _fail(str(error))
+        except OSError as error:
+            if error.errno not in CURABLE:
+                raise
+            _fail(f"{error.filename or 'a file'}: {error.strerror}")
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"potexport: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _print_json(document: object, indent: int | None = 1) -> None:
+    click.echo(jsonlib.dumps(document, indent=indent))
+
+
+def as_json(function: Function) -> Function:
+    return click.option(
+        "--json", is_flag=True, help="Print one JSON object on stdout and nothing else."
+    )(function)
+
+
+def trust(function: Function) -> Function:
+    return click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that the model's repository brings along. Default: never.",
+    )(function)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="potexport")
+def cli() -> None:
+    """Export language models to static-shape graphs that read without end in constant memory."""
+
+
+@cli.command(short_help="Make a bundle from a model.")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the new bundle.")
+@click.option("--target", default="cpu", help="Where it is to run; `potexport targets`. [cpu]")
+@click.option("--pot", type=int, metavar="SLOTS", help="Slots of the pot, one token each. "
+              "Default: an eighth of the model's context, from 512 to 2,048.")  # fmt: skip
+@click.option("--keep", type=int, metavar="SLOTS", help="Slots that a compression keeps, if the "
+              "runtime does not say otherwise. Default: half of the pot.")  # fmt: skip
+@click.option("--keep-max", type=int, metavar="SLOTS", help="The most that the runtime may keep. "
+              "Default: the pot less a chunk.")  # fmt: skip
+@click.option("--chunk", type=int, metavar="TOKENS", help="Tokens read in one pass. "
+              "Default: 64, at most a quarter of the pot.")  # fmt: skip
+@click.option("--catalyst-width", type=int, metavar="TOKENS", help="Most tokens of the question or "
+              "instruction that scores the pot. Default: 64.")  # fmt: skip
+@click.option("--policy", default="infinipot",
+              help="What a compression keeps; `potexport policies`. [infinipot]")  # fmt: skip
+@click.option("--alpha", type=float, metavar="SHARE", help="Setting of a policy: the share, 0 to "
+              "1, of kept slots that go to novel tokens. Default: the policy's.")  # fmt: skip
+@click.option("--pool", type=int, metavar="SLOTS", help="Setting of a policy: scores are pooled "
+              "over this many slots, an odd number. Default: the policy's.")  # fmt: skip
+@click.option("--sink", type=int, metavar="SLOTS",
+              help="First slots that are always kept. Default: 4.")  # fmt: skip
+@click.option("--recent", type=int, metavar="SLOTS",
+              help="Last slots that are always kept. Default: 16.")  # fmt: skip
+@click.option("--precision", type=click.Choice(list(PRECISIONS)),
+              help="Of weights and pot. Default: the target's.")  # fmt: skip
+@click.option("--opset", type=int, metavar="VERSION",
+              help="ONNX operator set, 18 to 23. Default: 23.")  # fmt: skip
+@click.option("--catalyst", metavar="TEXT", help="Instruction that scores the pot where there is "
+              "no question. Default: to summarize what matters.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the bundle, once the new one is complete.")
+@trust
+@click.option("--dry-run", is_flag=True,
+              help="Print shapes, file sizes and memory; do and write nothing.")  # fmt: skip
+@as_json
+def build(
+    output: Path | None,
+    force: bool,
+    dry_run: bool,
+    json: bool,
+    alpha: float | None,
+    pool: int | None,
+    **given: Any,
+) -> None:
+    """Make a bundle from MODEL: a Hugging Face folder, a .gguf file, or a hub id (org/name)."""
+    from potexport import bundle, pipeline, progress, show
+
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output': the folder of the new bundle.")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    options = pipeline.Options(settings={"alpha": alpha, "pool": pool}, **chosen)
+    if dry_run:
+        if output:
+            bundle.refuse_existing(output, force=force)
+        decided = pipeline.plan(options)
+        _print_json(show.plan_json(decided)) if json else show.plan(decided)
+        return
+    assert output is not None
+    started = perf_counter()
+    with progress.Stages(quiet=json) as stages:
+        manifest = pipeline.build(options, output, force=force, stage=stages)
+    seconds = perf_counter() - started
+    if json:
+        _print_json(show.built_json(output, manifest, seconds, stages.seconds))
+    else:
+        show.built(output, manifest, seconds)
+
+
+@cli.command(short_help="Read a text of any length and answer.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("prompt", required=False)
+@click.option("--file", type=click.Path(), metavar="PATH", help="Text to read, UTF-8; `-` is "
+              "stdin, also read if it is piped and there is no --file and no PROMPT.")  # fmt: skip
+@click.option("--question", metavar="TEXT", help="Asked behind the text, and scores the pot. "
+              "PROMPT is the question if only --file is given.")  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System prompt. Default: the chat template's.")
+@click.option("--raw", is_flag=True, help="No chat template: continue the text. Special tokens "
+              "that are written in it count.")  # fmt: skip
+@click.option("--catalyst", metavar="TEXT", help="Scores the pot. Default: the question; "
+              "without one, the bundle's own instruction.")  # fmt: skip
+@click.option("--max-new-tokens", type=COUNT, default=256, metavar="TOKENS",
+              help="Longest answer. [256]")  # fmt: skip
+@click.option("--temperature", type=float, default=0.0, help="0 takes the likeliest token. [0]")
+@click.option("--top-k", type=int, default=0, metavar="TOKENS",
+              help="Draw from this many tokens; 0 is off. [0]")  # fmt: skip
+@click.option("--top-p", type=float, default=1.0, metavar="SHARE",
+              help="Draw from the likeliest tokens of this share; 1 is off. [1]")  # fmt: skip
+@click.option("--seed", type=int, help="Same seed, same answer. Default: a new one each time.")
+@click.option("--stop", multiple=True, metavar="TEXT",
+              help="End the answer before this text; may be given more than once.")  # fmt: skip
+@click.option("--threads", type=COUNT, help="Default: one for each core it may use.")
+@click.option("--no-check", is_flag=True,
+              help="Compare the files' sizes only, not their SHA-256.")  # fmt: skip
+@as_json
+def run(
+    bundle: Path,
+    prompt: str | None,
+    file: str | None,
+    question: str | None,
+    system: str | None,
+    raw: bool,
+    catalyst: str | None,
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    threads: int | None,
+    no_check: bool,
+    json: bool,
+    **drawing: Any,
+) -> None:
+    """Read a text of any length into BUNDLE's pot, and answer or continue it.
+
+    \b
+    potexport run BUNDLE "What is a pot?"
+    potexport run BUNDLE --file novel.txt --question "Whom does she marry?"
+    """
+    from potexport import progress, show
+    from potexport.runtime import reading
+    from potexport.runtime.sampling import Sampling
+    from potexport.runtime.session import Session
+    from potexport.runtime.text import StopStrings
+
+    sampling = Sampling(**drawing)
+    StopStrings(stop)  # refused now, not after a book
+    document, question, scores = _what_to_read(prompt, file, question)
+    session = Session.open(bundle, threads=threads, check=not no_check)
+    around = reading.frame(session.text, question=question, system=system, raw=raw)
+    if (by := catalyst or scores) and session.set_catalyst(by):
+        progress.note_catalyst(session)
+    with progress.Reading(session, quiet=json) as telling:
+        reading.read(session, document, around, answer=max_new_tokens, on_progress=telling)
+    tokens = []
+    for token in session.generate(max_new_tokens=max_new_tokens, sampling=sampling, stop=stop):
+        tokens.append(token)
+        if not json:
+            click.echo(token.text, nl=False)
+    if json:
+        _print_json(show.answer_json(session, tokens), indent=None)
+    else:
+        click.echo()
+        progress.summary(session)
+
+
+def _what_to_read(
+    prompt: str | None, file: str | None, question: str | None
+) -> tuple[Document, str | None, str | None]:
+    """(what to read, what to ask behind it, what scores the pot)."""
+    from potexport.runtime.reading import Document
+
+    if file is not None and prompt is not None:
+        if question is not None:
+            raise click.UsageError(
+                "Give PROMPT or --question with --file, not both: both would be asked."
+            )
+        question, prompt = prompt, None
+    if question == "":
+        raise click.UsageError("The question is empty; omit it, or ask something.")
+    if prompt is not None:
+        return Document.of(prompt), question, question
+    if file is not None and file != "-":
+        return Document.open(file), question, question
+    stdin = sys.stdin.buffer
+    if file == "-" or not stdin.isatty():
+        return Document(stdin, name="standard input", size=None), question, question
+    if question is None:
+        raise click.UsageError("Nothing to read; give PROMPT or --file PATH, or pipe a text.")
+    return Document.of(question), None, question
+
+
+@cli.command(short_help="Show a bundle's geometry, memory and files.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@as_json
+def inspect(bundle: Path, json: bool) -> None:
+    """Show BUNDLE's geometry, memory, inputs and outputs, and files."""
+    from potexport import bundle as bundles
+    from potexport import show
+
+    manifest = bundles.read(bundle)
+    bundles.check_files(bundle, manifest, digests=False)
+    _print_json(show.bundle_json(manifest)) if json else show.bundle(bundle, manifest)
+
+
+@cli.command(short_help="Compare a bundle with PyTorch.")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="What the bundle was built from.")
+@click.option("--text", type=click.Path(), metavar="PATH",
+              help="UTF-8 text to read. Default: random tokens.")  # fmt: skip
+@click.option("--compressions", type=COUNT, default=10, help="To compare past the pot. [10]")
+@click.option("--steps", type=COUNT, default=64, metavar="TOKENS",
+              help="To generate where the context fits. [64]")  # fmt: skip
+@trust
+@as_json
+def verify(
+    bundle: Path,
+    text: str | None,
+    json: bool,
+    **given: Any,
+) -> None:
+    """Compare BUNDLE with PyTorch on the same tokens; exit code 1 if a check fails."""
+    from potexport import parity, pipeline, progress, show
+    from potexport.runtime.reading import Document
+
+    pipeline.require_export_packages()
+    content = None if text is None else "".join(Document.open(text).blocks())
+    with progress.Stages(quiet=json) as stages:
+        report = parity.verify(bundle, text=content, on_stage=stages, **given)
+    _print_json(report.to_json()) if json else show.report(report)
+    click.get_current_context().exit(0 if report.passed else 1)
+
+
+@cli.command()
+@as_json
+def policies(json: bool) -> None:
+    """List the policies: what a compression keeps."""
+    from potexport import pipeline, plugins, show
+
+    pipeline.require_export_packages()
+    from potexport.graphs.policies import _find
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in plugins.names(_find.PACKAGE):
+        kind = _find.policy_class(name)
+        found[name] = {
+            "summary": _summary(kind.__module__),
+            "needs": sorted(kind.needs),
+            "settings": {setting.name: setting.default for setting in fields(kind)},
+        }
+    _print_json(found) if json else show.policies(found)
+
+
+def _summary(module: str) -> str:
+    return (sys.modules[module].__doc__ or "").strip().partition("\n")[0]
+
+
+@cli.command()
+@as_json
+def targets(json: bool) -> None:
+    """List the targets: where a bundle can run."""
+    from potexport import show, targets
+
+    found = {name: asdict(targets.load(name)) for name in targets.names()}
+    _print_json(found) if json else show.targets(found)
+
+
+def main() -> None:
+    """The entry point of the command `potexport`."""
+    cli.main(prog_name="potexport")

@@ -1,0 +1,125 @@
+"""A tiny real model, its bundle, and the command line in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.e2e.helpers import ROOT, Cli, Start
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Odd sizes, so that no two letters of the contract are equal by chance.
+POT = {"pot": 48, "chunk": 8, "keep": 24, "catalyst-width": 8, "sink": 2, "recent": 4}
+OPTIONS = [text for name, value in POT.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def book() -> str:
+    """Some 1,500 tokens of the tiny tokenizer: dozens of compressions."""
+    return (ROOT / "data" / "pride-and-prejudice.txt").read_text(encoding="utf-8")[2000:6000]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, book: str) -> Path:
+    """A random Llama and a byte-level BPE, as save_pretrained writes them."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny llama"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=301,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([book], trainer)
+    kind: Any = PreTrainedTokenizerFast
+    fast = kind(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(folder)
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=307,
+            hidden_size=36,
+            intermediate_size=52,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=10,
+            max_position_embeddings=512,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built once, by the command line; tests that change it copy it."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny.bundle"
+    result = run_here("build", model_folder, "-o", folder, *OPTIONS)
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def run_here(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    from potexport.cli import cli
+
+    result = CliRunner().invoke(cli, [str(a) for a in arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """The command line in this process; a bug of the product is raised."""
+    return run_here
+
+
+@pytest.fixture(scope="session")
+def start() -> Start:
+    """The command line as a process of its own."""
+
+    def start(*arguments: object, **settings: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "potexport", *map(str, arguments)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, env=environment, **{**pipes, **settings})
+
+    return start
+
+
+@pytest.fixture
+def pot_options() -> list[str]:
+    """The geometry of `bundle`, for another build."""
+    return OPTIONS
+
+
+@pytest.fixture
+def model_copy(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "b"))
