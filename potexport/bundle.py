@@ -50,8 +50,7 @@ class FileFacts:
 class Manifest:
     """All that a runtime has to know of a bundle.
 
-    weights: the safetensors file. tables: those of its tensors that are read row by row, and not
-    packed for multiplication. eos_token_ids: any of them ends an answer.
+    weights: the safetensors file. eos_token_ids: any of them ends an answer.
     """
 
     model: ModelFacts
@@ -65,7 +64,6 @@ class Manifest:
     eos_token_ids: tuple[int, ...]
     graphs: dict[str, GraphSpec]
     weights: str
-    tables: tuple[str, ...]
     tools: dict[str, str]
     files: dict[str, FileFacts] = field(default_factory=dict)
 
@@ -132,7 +130,6 @@ def _parse(document: dict[str, Any]) -> Manifest:
         graphs={name: _graph(name, entry) for name, entry in document["graphs"].items()},
         files={_plain_name(name): FileFacts(**entry) for name, entry in document["files"].items()},
         weights=_plain_name(document["weights"]),
-        tables=tuple(str(name) for name in document["tables"]),
         eos_token_ids=tuple(int(token) for token in document["eos_token_ids"]),
         tools={str(name): str(version) for name, version in document["tools"].items()},
         **{

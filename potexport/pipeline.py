@@ -156,14 +156,14 @@ def build(
         model, tokenizer = load(decided)
         models = trace(decided, model, stage)
         stage("write")
-        tables = store_onnx.save(models, folder)
+        store_onnx.save(models, folder)
         stage("text")
         loader.save_tokenizer(tokenizer, folder)
         model.generation_config.save_pretrained(folder)
         stage("check")
         _check(decided, folder)
         stage("seal")
-        bundle.seal(folder, _manifest(decided, model, tables))
+        bundle.seal(folder, _manifest(decided, model))
         return bundle.read(folder)
 
 
@@ -218,7 +218,7 @@ def _check(decided: Plan, folder: Path) -> None:
         store_onnx.check(folder / f"{name}.onnx", spec)
 
 
-def _manifest(decided: Plan, model: PreTrainedModel, tables: tuple[str, ...]) -> Manifest:
+def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
     from dataclasses import asdict
 
     from potexport.store_onnx import WEIGHTS
@@ -241,7 +241,6 @@ def _manifest(decided: Plan, model: PreTrainedModel, tables: tuple[str, ...]) ->
         eos_token_ids=tuple(ends),
         graphs=decided.layout.graphs(),
         weights=WEIGHTS,
-        tables=tables,
         tools={
             "potexport": __version__,
             "python": platform.python_version(),

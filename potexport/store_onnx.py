@@ -51,15 +51,12 @@ class Stored:
     length: int
 
 
-def save(models: Mapping[str, ir.Model], folder: Path) -> tuple[str, ...]:
+def save(models: Mapping[str, ir.Model], folder: Path) -> None:
     """Write `<name>.onnx` for each model, and every large constant of all of them once.
 
     Weights have the checkpoint's names (`.T` where stored transposed), other constants
     `<graph>/<name>`, so that equal
     names mean equal tensors: the runtime hands tensors to its sessions by name.
-
-    Returns the names of the tables: large weights that a graph reads row by row, as they lie in the
-    file. What is multiplied with is packed by the runtime, and its place in the file read once.
     """
     tensors: dict[str, ir.TensorProtocol] = {}
     for graph_name, model in models.items():
@@ -84,7 +81,6 @@ def save(models: Mapping[str, ir.Model], folder: Path) -> tuple[str, ...]:
         for value in _large(model):
             value.const_value = _pointer(value, stored[str(value.name)], folder)
         ir.save(model, folder / f"{graph_name}.onnx")
-    return tuple(sorted({name for model in models.values() for name in _tables(model)}))
 
 
 def layout(path: Path) -> dict[str, Stored]:
@@ -152,13 +148,6 @@ def _large(model: ir.Model) -> list[ir.Value]:
         for value in values
         if value.const_value is not None and value.const_value.nbytes >= EXTERNAL_FROM
     ]
-
-
-def _tables(model: ir.Model) -> list[str]:
-    gathers = (node for node in model.graph if node.op_type == "Gather")
-    read = (node.inputs[0] for node in gathers)
-    large = {str(value.name) for value in _large(model)}
-    return [str(value.name) for value in read if value is not None and value.name in large]
 
 
 def _pointer(value: ir.Value, place: Stored, folder: Path) -> ir.ExternalTensor:

@@ -21,7 +21,6 @@ from potexport.runtime.ort_capi import OrtCError, SharedSessions
 from potexport.runtime.pot import Pot
 from potexport.spec import GraphSpec
 
-PAGE = 4096
 SAFETENSORS_DTYPES = {
     "F32": "float32",
     "F16": "float16",
@@ -44,9 +43,6 @@ class OnnxRuntimeBackend:
                 name: _Graph(self._sessions, Path(folder) / f"{name}.onnx", spec, self.pot)
                 for name, spec in manifest.graphs.items()
             }
-            # Their pages come in as tokens use them; all at once, memory is flat from the start.
-            for name in manifest.tables:
-                weights[name].reshape(-1)[:: PAGE // weights[name].itemsize].sum()
         except OrtCError as error:
             raise PotexportError(
                 f"ONNX Runtime cannot load {folder}: {str(error).splitlines()[0]}"
@@ -59,6 +55,9 @@ class OnnxRuntimeBackend:
         if "next_ids" in graph.arrays:
             padded(graph.arrays["next_ids"], next_ids)
         graph.run(self.pot.fill)
+        # Embeddings are looked up in the mapped file; without this, memory would grow with the
+        # number of different words read. What is needed again comes from the page cache.
+        self._sessions.drop_pages()
         if "novelty" in graph.arrays:
             novelty[0] = first_novelty
             novelty[1:] = graph.arrays["novelty"][0, : ids.size]

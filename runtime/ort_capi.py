@@ -160,6 +160,8 @@ class SharedSessions(_Closable):
     ) -> None:
         super().__init__()
         self._threads, self._weights = threads, dict(weights)  # native values point into these
+        mappings = (_mapping(array) for array in self._weights.values())
+        self._mappings = list({id(each): each for each in mappings if each is not None}.values())
         self._config = {"session.use_env_allocators": "1", **(config or {})}
         create = "CreatePrepackedWeightsContainer"
         self._container = _api().own(self._stack, "PrepackedWeightsContainer", create)
@@ -179,8 +181,12 @@ class SharedSessions(_Closable):
                 if name not in self._values:
                     raise OrtCError(f"{path}: no weight {name!r} among those given")
                 api.call("AddInitializer", options, name.encode(), self._values[name])
-            local.enter_context(_dropping_pages(self._weights.values()))
+            local.enter_context(_dropping_pages(self._mappings))
             return CSession(self, path, options)
+
+    def drop_pages(self) -> None:
+        """Give back what steps have read of the weights file: it comes again from the cache."""
+        _drop(self._mappings)
 
 
 class CSession(_Closable):
@@ -274,22 +280,25 @@ def _mapping(array: Array) -> mmap.mmap | None:
     return base if safe and isinstance(base, mmap.mmap) else None
 
 
+def _drop(mappings: Iterable[mmap.mmap]) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):  # Windows has no madvise
+        for each in mappings:
+            each.madvise(mmap.MADV_DONTNEED)
+
+
 @contextmanager
-def _dropping_pages(arrays: Iterable[Array]) -> Iterator[None]:
+def _dropping_pages(mappings: Iterable[mmap.mmap]) -> Iterator[None]:
     """Give pages of the weights file back to the system while the block reads them, and after.
 
     Packing reads the whole file, which would count as resident beside its packed copy. Pages stay
     in the page cache and are mapped again when read again, so dropping them is always safe.
     """
-    mappings = {id(each): each for each in map(_mapping, arrays) if each is not None}
     done = threading.Event()
 
     def keep_dropping() -> None:
-        finished = not hasattr(mmap, "MADV_DONTNEED")  # Windows has no madvise
-        while not finished:
-            finished = done.wait(_DROP_PERIOD)
-            for each in mappings.values():
-                each.madvise(mmap.MADV_DONTNEED)
+        while not done.wait(_DROP_PERIOD):
+            _drop(mappings)
+        _drop(mappings)
 
     thread = threading.Thread(target=keep_dropping, name="drop-weight-pages", daemon=True)
     thread.start()

@@ -36,7 +36,7 @@ class Token(NamedTuple):
 class Stats:
     """What a session has done. Seconds are of wall time."""
 
-    tokens_read: int = 0  # taken by `feed`, those still waiting for a full chunk included
+    tokens_read: int = 0  # fed ones; those still waiting for a full chunk come later
     tokens_generated: int = 0
     compressions: int = 0
     fill: int = 0  # slots that hold a token now
@@ -65,7 +65,8 @@ class Session:
         self.on_compress: Callable[[list[Array]], None] | None = (
             None  # sees the kept slots, L x (Hkv, keep)
         )
-        self._pending = np.empty(0, np.int32)  # fed, not read: a chunk waits for the token after it
+        self._pending = np.empty(0, np.int32)  # not read yet: a chunk waits for the token after it
+        self._fed = 0  # so many of them, the last ones, were fed and not generated
         self._novelty = 0.0  # of the first pending token; the very first token has none
         self._last: Array | None = None  # logits that nothing has followed yet
         self._to_come: int | None = None
@@ -138,8 +139,8 @@ class Session:
         """
         ids = self._ids(prompt)
         self._append(ids)
+        self._fed += ids.size
         self._to_come = to_come
-        self._count(tokens_read=ids.size)
         while self._pending.size > self.manifest.pot.chunk:
             self._read(self.manifest.pot.chunk)
             if on_progress:
@@ -189,7 +190,7 @@ class Session:
         self._make_room(1)
         started = perf_counter()
         self._last = self.backend.decode(int(self._pending[0]), self._novelty)
-        self._pending = self._pending[1:]
+        self._take(1)
         self._to_come = None  # the prompt is over: its known length says nothing about what follows
         self._count(generate_seconds=perf_counter() - started)
         return self._last
@@ -211,7 +212,8 @@ class Session:
     def reset(self) -> None:
         """Forget everything that was read; the catalyst stays."""
         self.backend.pot.fill = 0
-        self._pending, self._novelty, self._last = np.empty(0, np.int32), 0.0, None
+        self._pending, self._fed, self._novelty = np.empty(0, np.int32), 0, 0.0
+        self._last = None
         self._to_come, self._stats = None, Stats()
 
     def _read(self, count: int) -> None:
@@ -221,8 +223,15 @@ class Session:
         started = perf_counter()
         ids, next_ids = self._pending[:count], self._pending[1 : count + 1]
         self._novelty = self.backend.prefill(ids, next_ids, self._novelty)
-        self._pending = self._pending[count:]
+        self._take(count)
         self._count(read_seconds=perf_counter() - started)
+
+    def _take(self, count: int) -> None:
+        """Count the first pending tokens as read, the generated ones among them aside."""
+        self._pending = self._pending[count:]
+        fed = min(self._fed, self._pending.size)
+        self._count(tokens_read=self._fed - fed)
+        self._fed = fed
 
     def _make_room(self, count: int) -> None:
         """Compress if `count` more tokens do not fit."""

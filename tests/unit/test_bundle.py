@@ -34,7 +34,6 @@ def manifest() -> Manifest:
         eos_token_ids=(2,),
         graphs=Layout(FACTS, POT, frozenset(needs)).graphs(),
         weights="weights.safetensors",
-        tables=(),
         tools={"torch": "2"},
     )
 
