@@ -14,10 +14,6 @@ from click.testing import CliRunner, Result
 
 from tests.e2e.helpers import ROOT, Cli, Start
 
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # Odd sizes, so that no two letters of the contract are equal by chance.
 POT = {"pot": 48, "chunk": 8, "keep": 24, "catalyst-width": 8, "sink": 2, "recent": 4}
 OPTIONS = [text for name, value in POT.items() for text in (f"--{name}", str(value))]
@@ -30,46 +26,13 @@ def book() -> str:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, book: str) -> Path:
-    """A random Llama and a byte-level BPE, as save_pretrained writes them."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama and a byte-level BPE, as save_pretrained writes them; a blank in the path."""
+    from tests import tiny
 
     folder = tmp_path_factory.mktemp("model") / "tiny llama"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer: Any = trainers.BpeTrainer(
-        vocab_size=301,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([book], trainer)
-    kind: Any = PreTrainedTokenizerFast
-    fast = kind(tokenizer_object=tokenizer, eos_token="<|im_end|>", bos_token="<|endoftext|>")
-    fast.chat_template = CHAT
-    fast.save_pretrained(folder)
-    torch.manual_seed(5)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=307,
-            hidden_size=36,
-            intermediate_size=52,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=10,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=2,
-        )
-    )
-    model.save_pretrained(folder)
-    return folder
+    # More ids than the tokenizer has, as many real models do.
+    return tiny.save(folder, "llama-tied", vocab_size=307, num_hidden_layers=2)
 
 
 @pytest.fixture(scope="session")
