@@ -31,12 +31,14 @@ class Pass:
     keys: L tensors (1, Hkv, D, M), rotated at their slots' positions; values: L tensors (1, Hkv, M,
         D).
     mask: (T, M + T), added to the scores: 0 where visible, very negative where not.
+    positions: how far any query of any pass can look back.
     query_weights: (T,) float32, or None where no mass is wanted.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
+    positions: int
     query_weights: Tensor | None = None
     new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
     new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
@@ -46,9 +48,8 @@ class Pass:
 def mask(past_seq_len: Tensor, *, slots: int, width: int, dtype: torch.dtype) -> Tensor:
     """(T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
     after them."""
-    hidden = (
-        torch.finfo(dtype).min / 4
-    )  # adding a score cannot overflow; infinities are wrong on some NPUs
+    # A score added to it cannot overflow; infinities are wrong on some NPUs.
+    hidden = torch.finfo(dtype).min / 4
     filled = torch.arange(slots, dtype=torch.int32) < past_seq_len  # (M,)
     row = torch.arange(width, dtype=torch.int32)
     causal = row[None, :] <= row[:, None]  # (T, T)
@@ -81,7 +82,7 @@ def pot_attention(
     of Attn(x_i -> x_t).
     Differs: averaged over the query heads of a group, which the paper leaves open.
     """
-    refuse(module, extra, sliding_window, pot.mask.shape[-1])
+    refuse(module, extra, sliding_window, pot.positions)
     layer: int = module.layer_idx  # type: ignore[assignment]
     past_key, past_value = pot.keys[layer], pot.values[layer]
     _, query_heads, width, size = query.shape
@@ -107,7 +108,7 @@ def pot_attention(
 
 
 def refuse(
-    module: nn.Module, extra: dict[str, Any], sliding_window: int | None, reach: int
+    module: nn.Module, extra: dict[str, Any], sliding_window: int | None, positions: int
 ) -> None:
     """Raise PotexportError for attention that would come out wrong without a word."""
     asked = [name for name in UNSUPPORTED if extra.get(name) is not None]
@@ -116,12 +117,10 @@ def refuse(
             f"{type(module).__name__} asks for {', '.join(asked)}, which the pot's attention does "
             "not compute yet"
         )
-    if sliding_window is not None and sliding_window < reach:
+    if sliding_window is not None and sliding_window < positions:
         raise PotexportError(
-            f"{type(module).__name__} has a sliding window of {sliding_window} tokens, smaller "
-            f"than pot + pass ({reach}); "
-            f"give a --pot of at most {sliding_window - (reach - 1) // 4}, or a model without "
-            "windows"
+            f"{type(module).__name__} looks back {sliding_window} tokens, fewer than the "
+            f"{positions} of a pot and its widest pass; give a --pot smaller by the difference"
         )
 
 

@@ -43,7 +43,7 @@ class PotModel(nn.Module):
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.model = model
-        self.slots = geometry.slots
+        self.slots, self.positions = geometry.slots, geometry.positions
         rotary = rotary_of(model.base_model)
         name = next(name for name, child in model.base_model.named_children() if child is rotary)
         if isinstance(rotary, TableRotary):
@@ -69,7 +69,7 @@ class PotModel(nn.Module):
         first = past_seq_len if first_position is None else first_position
         position_ids = (first + torch.arange(width, dtype=torch.int32))[None]
         mask = attention.mask(past_seq_len, slots=self.slots, width=width, dtype=keys[0].dtype)
-        step = attention.Pass(keys, values, mask, query_weights)
+        step = attention.Pass(keys, values, mask, self.positions, query_weights)
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
         logits = self.model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, pot=step

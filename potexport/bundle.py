@@ -165,6 +165,8 @@ def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
             raise ValueError(f"graph {name} has tensors of type {unknown[0]}")
         return specs
 
+    if entry["file"] != f"{name}.onnx":
+        raise ValueError(f"graph {name} is in {entry['file']!r}, not in {name}.onnx")
     return GraphSpec(name, tensors("inputs"), tensors("outputs"))
 
 

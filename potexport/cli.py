@@ -213,7 +213,8 @@ def run(
     document, question, scores = _what_to_read(prompt, file, question)
     session = Session.open(bundle, threads=threads, check=not no_check)
     around = reading.frame(session.text, question=question, system=system, raw=raw)
-    if (by := catalyst or scores) and session.set_catalyst(by):
+    by = scores if catalyst is None else catalyst
+    if by is not None and session.set_catalyst(by):
         progress.note_catalyst(session)
     with progress.Reading(session, quiet=json) as telling:
         reading.read(session, document, around, answer=max_new_tokens, on_progress=telling)

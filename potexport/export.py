@@ -21,13 +21,12 @@ from potexport.graphs.model import PotModel, Superset
 from potexport.spec import Layout, TensorSpec
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
-OLDEST_OPSET, NEWEST_OPSET = 18, 23
 
 
 def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     """The model with every input and output of prefill, decode and observe; the width is
     symbolic."""
-    width = torch.export.Dim("width", min=1, max=4096)
+    width = torch.export.Dim("width", min=1, max=1 << 20)
     example = layout.pot.chunk + 1  # any width but 1, which would be taken for a constant
     pot = [_empty(spec) for spec in layout.past()]
     # Two tensors, not one twice: the tracer would take them for the same input.

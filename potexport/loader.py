@@ -142,7 +142,7 @@ def load_model(
         if not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
             raise PotexportError(
                 f"{source}: tensor {name} holds NaN or infinity in {dtype}; expected finite"
-                f" weights: load as float32 or download the checkpoint again"
+                f" weights: use --precision fp32 or download the checkpoint again"
             )
     if source.kind == "gguf":
         gguf_source.make_plain(model, Path(source.location))
@@ -186,6 +186,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[str
     """Write the tokenizer's files into `folder`; return their names within it, sorted."""
     with _quiet():
         written = tokenizer.save_pretrained(folder)
+    # Templates beside the default one are not for this runtime, and a bundle has no folders.
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)
     return sorted({os.path.relpath(path, folder) for path in written if os.path.isfile(path)})
 
 
@@ -278,7 +280,7 @@ def _raw_config(source: Source) -> dict[str, Any]:
         if quantized:
             raise PotexportError(
                 f"{source} is quantized already ({quantized.get('quant_method', 'no name')});"
-                f" expected float weights, which the exporter quantizes itself: choose those"
+                f" expected float weights: choose the unquantized checkpoint"
             )
     return raw
 

@@ -17,6 +17,7 @@ import numpy as np
 from potexport import bundle, loader
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
+from potexport.spec import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,17 +98,17 @@ def verify(
     untouched = loader.load_model(
         loader.resolve(model),
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation="eager",
         trust_remote_code=trust_remote_code,
     )
-    _same_model(manifest, untouched)
+    _same_model(folder, manifest, untouched)
     ids = _ids(session, text, compressions, steps)
     report = Report(str(folder), model, manifest.precision)
     with torch.no_grad():
         on_stage("context that fits")
         _fits(report, session, untouched, ids, steps)
         on_stage("past the pot")
-        layout = manifest.layout.__class__(manifest.model, manifest.pot, manifest.layout.needs)
+        layout = Layout(manifest.model, manifest.pot, manifest.layout.needs)
         core = PotModel(untouched, manifest.pot)
         policy = make_policy(manifest.policy.name, manifest.policy.settings)
         oracle = Session(manifest, TorchBackend(core, policy, layout), session.text)
@@ -115,14 +116,28 @@ def verify(
     return report
 
 
-def _same_model(manifest: Manifest, model: PreTrainedModel) -> None:
+def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
+    """Raise PotexportError, naming the difference, unless the bundle holds this model's weights."""
     from potexport.pipeline import model_facts
+    from potexport.runtime.onnxruntime_backend import map_weights
 
     facts = model_facts(model.config)
     if facts != manifest.model:
         raise PotexportError(
             f"the bundle was built from another model: it has {manifest.model}, --model has {facts}"
         )
+    stored = map_weights(folder / manifest.weights)
+    own = model.state_dict()
+    for name, array in stored.items():
+        plain = name.removesuffix(".T")
+        tensor = own.get(plain, own.get(f"model.{plain}"))
+        if tensor is None:
+            continue  # a table of ours, or a tied weight's other name
+        wanted = tensor.numpy().T if name.endswith(".T") else tensor.numpy()
+        if not np.array_equal(array, wanted.astype(array.dtype)):
+            raise PotexportError(
+                f"the bundle was built from another model: its {plain} is not that of --model"
+            )
 
 
 def _ids(session: Session, text: str | None, compressions: int, steps: int) -> Array:
@@ -144,29 +159,30 @@ def _ids(session: Session, text: str | None, compressions: int, steps: int) -> A
 def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, steps: int) -> None:
     """Greedy tokens and every logit against transformers' generate."""
     import torch
+    from transformers import GenerationConfig
 
     pot = session.manifest.pot
     steps = min(steps, pot.slots // 2)
     prompt = ids[: pot.slots - steps]
     generate: Any = model.generate
+    greedy: Any = GenerationConfig
     wanted = generate(
         torch.from_numpy(prompt[None].astype(np.int64)),
-        max_new_tokens=steps,
-        min_new_tokens=steps,
-        do_sample=False,
+        # Not the model's own: its penalties and end tokens would choose other tokens than greedy.
+        generation_config=greedy(max_new_tokens=steps, do_sample=False),
         return_dict_in_generate=True,
         output_logits=True,
     )
-    expected = wanted.sequences[0, prompt.size :].tolist()
     session.reset()
     session.feed(prompt)
-    got, difference = [], 0.0
-    for logits in wanted.logits:
+    chosen, difference = [], 0.0
+    for token, logits in zip(wanted.sequences[0, prompt.size :], wanted.logits, strict=True):
         mine = session.logits()
         difference = max(difference, _difference(mine, logits[0].numpy()))
-        got.append(int(mine.argmax()))
-        session.accept(got[-1])
-    different = sum(a != b for a, b in zip(got, expected, strict=True))
+        chosen.append(int(mine.argmax()))
+        session.accept(int(token))  # the oracle's, so that one difference is not counted twice
+    expected = wanted.sequences[0, prompt.size :].tolist()
+    different = sum(a != b for a, b in zip(chosen, expected, strict=True))
     oracle = f"{steps} greedy steps after {prompt.size} tokens, against transformers' generate"
     report.add("context that fits: tokens that differ", different, 0, oracle)
     tolerance = TOLERANCES[report.precision][0]

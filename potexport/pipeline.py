@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,14 @@ def plan(options: Options) -> Plan:
     geometry = _geometry(facts, options)
     layout = Layout(facts, geometry, policy.needs, PRECISIONS[precision])
     return Plan(
-        options, source, config, target, precision, policy, layout, _weight_bytes(config, layout)
+        options,
+        source,
+        config,
+        target,
+        precision,
+        policy,
+        layout,
+        _weight_bytes(config, layout, trust_remote_code=options.trust_remote_code),
     )
 
 
@@ -127,14 +135,14 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
         ) from error
 
 
-def _weight_bytes(config: PreTrainedConfig, layout: Layout) -> int:
+def _weight_bytes(config: PreTrainedConfig, layout: Layout, *, trust_remote_code: bool) -> int:
     """Bytes of all weights, tied ones once, from an instance without storage."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         auto: Any = AutoModelForCausalLM
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
     item = 4 if layout.dtype == "float32" else 2
     return int(item * sum(weight.numel() for weight in model.parameters()))
 
@@ -176,7 +184,7 @@ def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
     model = loader.load_model(
         decided.source,
         dtype=getattr(torch, decided.layout.dtype),
-        attn_implementation="sdpa",
+        attn_implementation="eager",  # every model has it; ours takes its place
         trust_remote_code=decided.options.trust_remote_code,
     )
     return model, tokenizer
@@ -190,10 +198,11 @@ def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.M
 
     layout, opset = decided.layout, decided.options.opset
     specs = layout.graphs()
-    core = PotModel(model, layout.pot)
-    core.check_turn(layout.facts)
-    stage("trace")
-    whole = export.superset(core, layout, opset=opset)
+    with _refusing(layout.facts):
+        core = PotModel(model, layout.pot)
+        core.check_turn(layout.facts)
+        stage("trace")
+        whole = export.superset(core, layout, opset=opset)
     lower_onnx.fold_weight_transposes(whole)
     lower_onnx.simplify(whole)
     models = {}
@@ -208,6 +217,27 @@ def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.M
         else:
             models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
     return models
+
+
+@contextmanager
+def _refusing(facts: ModelFacts) -> Iterator[None]:
+    """Turn whatever goes wrong in a model's own code into one line, with the cause kept.
+
+    Running it over a pot, or tracing it, can fail in as many ways as models have authors.
+    """
+    try:
+        yield
+    except (PotexportError, MemoryError):
+        raise
+    except Exception as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        reason = (str(first).strip() or "no message").splitlines()[0][:200]
+        raise PotexportError(
+            f"model type {facts.model_type!r} is not supported yet: its code does not run over a "
+            f"pot ({type(first).__name__}: {reason}); choose a Llama-like decoder"
+        ) from error
 
 
 def _check(decided: Plan, folder: Path) -> None:

@@ -18,6 +18,8 @@ from potexport.errors import PotexportError
 
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int32": 4, "int64": 8}
 PRECISIONS: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
+# Scores of policies stay below those of slots that must stay, in fp16 as well (`graphs.select`).
+LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
 
@@ -67,6 +69,11 @@ class PotGeometry:
                 raise PotexportError(
                     f"{option(name)} is {getattr(self, name)}; it must be at least 1"
                 )
+        for name, most in LARGEST.items():
+            if getattr(self, name) > most:
+                raise PotexportError(
+                    f"{option(name)} is {getattr(self, name)}; it may be at most {most}"
+                )
         for name in ("sink", "recent"):
             if getattr(self, name) < 0:
                 raise PotexportError(
@@ -113,8 +120,8 @@ def default_geometry(
     """Fill in what was not asked for, from the model's context length, and check the whole.
 
     The pot is an eighth of the trained context, between 512 and 2,048 slots: large enough that most
-    prompts are never compressed, small enough that a phone reads it at every token. Half of it is
-    kept.
+    prompts are never compressed, small enough that a phone reads it at every token; half of a
+    context shorter than that. Half of the pot is kept.
     """
     if slots is None:
         slots = min(max(facts.max_positions // 8, 512), 2048)

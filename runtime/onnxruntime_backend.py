@@ -81,6 +81,7 @@ class OnnxRuntimeBackend:
     def compress(self, keep: int) -> list[Array]:
         graph = self._graphs["compress"]
         graph.arrays["keep"][0] = keep
+        self._sessions.drop_pages()  # of words generated since the last prefill
         graph.run(self.pot.fill)
         self.pot.replace(graph.keys, graph.values, graph.per_layer("present.{}.novelty"), keep)
         return [kept[:, :keep] for kept in graph.per_layer("kept.{}")]

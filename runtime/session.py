@@ -118,7 +118,7 @@ class Session:
             )
         cut = max(0, ids.size - self.manifest.pot.catalyst_width)
         self._catalyst = ids[cut:]
-        return cut
+        return cut if "mass" in self.manifest.policy.needs else 0
 
     def feed(
         self,
@@ -197,6 +197,8 @@ class Session:
 
     def accept(self, token: int) -> None:
         """Take a token, drawn from the last `logits`, for the next one to read."""
+        if self._last is None:
+            raise PotexportError("there are no logits to accept a token for; call logits first")
         started = perf_counter()
         self._append(np.array([token], np.int32))
         self._count(tokens_generated=1, generate_seconds=perf_counter() - started)

@@ -269,7 +269,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise PotexportError(f"{path} is missing; a model's folder holds it") from error
+        raise PotexportError(f"{path} is missing; copy the whole bundle again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise PotexportError(f"{path} cannot be read: {one_line(error)}") from error
 
