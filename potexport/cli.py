@@ -100,7 +100,7 @@ def cli() -> None:
 @click.option("--chunk", type=int, metavar="TOKENS", help="Tokens read in one pass. "
               "Default: 64, at most a quarter of the pot.")  # fmt: skip
 @click.option("--catalyst-width", type=int, metavar="TOKENS", help="Most tokens of the question or "
-              "instruction that scores the pot. Default: 64.")  # fmt: skip
+              "instruction that scores the pot. Default: 32.")  # fmt: skip
 @click.option("--policy", default="infinipot",
               help="What a compression keeps; `potexport policies`. [infinipot]")  # fmt: skip
 @click.option("--alpha", type=float, metavar="SHARE", help="Setting of a policy: the share, 0 to "

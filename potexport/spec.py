@@ -135,7 +135,7 @@ def default_geometry(
         chunk=chunk,
         keep=_or(keep, min(max(slots // 2, sink + recent), keep_max)),
         keep_max=keep_max,
-        catalyst_width=_or(catalyst_width, min(64, slots)),
+        catalyst_width=_or(catalyst_width, min(32, slots)),
         sink=sink,
         recent=recent,
     )
