@@ -169,9 +169,12 @@ def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, 
     wanted = generate(
         torch.from_numpy(prompt[None].astype(np.int64)),
         # Not the model's own: its penalties and end tokens would choose other tokens than greedy.
-        generation_config=greedy(max_new_tokens=steps, do_sample=False),
-        return_dict_in_generate=True,
-        output_logits=True,
+        generation_config=greedy(
+            max_new_tokens=steps,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        ),
     )
     session.reset()
     session.feed(prompt)

@@ -4,12 +4,10 @@ It shares no code with the product and calls no forward pass of transformers: ea
 that grow, keys kept *un-rotated* and rotated afresh at each use with position = place in the list.
 So no re-rotation, no padding, no mask of free slots and no table that could be wrong in both.
 
-Decides: the model's arithmetic (Llama, and Qwen2/Qwen3/Mistral without windows), when the loop
-compresses, what is kept. Does not decide: sampling, tokenising, tolerances.
-
+Decides the arithmetic of Llama, Qwen2/3 and Mistral, when the loop compresses, what is kept.
 Letters: L layers, E hidden size, Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head size,
-V vocabulary, M slots, T chunk, n tokens of one pass, fill entries in the pot, m = fill + n.
-Query head h reads key/value head h // G.
+V vocabulary, M slots, T chunk, n tokens of a pass, fill entries in the pot, m = fill + n. Query
+head h reads key/value head h // G.
 """
 
 import math
