@@ -15,7 +15,7 @@ help:  ## what there is
 
 demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a question
 	$(BIN)/potexport run $(BUNDLE) --file data/pride-and-prejudice.txt \
-	  --question "What is the name of Mr. Darcy's estate?"
+	  --question "What is the name of the park that Mr. Bingley rents?"
 
 test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
 	$(BIN)/python -m pytest
