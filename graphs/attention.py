@@ -50,10 +50,13 @@ def mask(past_seq_len: Tensor, *, slots: int, width: int, dtype: torch.dtype) ->
     after them."""
     # A score added to it cannot overflow; infinities are wrong on some NPUs.
     hidden = torch.finfo(dtype).min / 4
-    filled = torch.arange(slots, dtype=torch.int32) < past_seq_len  # (M,)
+    # No concatenation: the HTP lost a constant that was joined to a computed mask, and then only
+    # if another graph had run before (seen for one token over 48 slots).
+    column = torch.arange(slots + width, dtype=torch.int32)
+    new = torch.where(column < slots, slots + width, column - slots)  # no slot is a new token
     row = torch.arange(width, dtype=torch.int32)
-    causal = row[None, :] <= row[:, None]  # (T, T)
-    visible = torch.cat([filled[None].expand(width, slots), causal], dim=1)
+    # A slot's column is its index, and no new token's column is below past_seq_len.
+    visible = torch.logical_or(column < past_seq_len, new[None, :] <= row[:, None])  # (T, M + T)
     return torch.where(visible, 0.0, hidden).to(dtype)
 
 

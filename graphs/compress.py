@@ -52,7 +52,17 @@ class Compress(nn.Module):
     ) -> Compressed:
         """past_seq_len, keep: (1,) int32; keys, values, mass, novelty: a tensor a layer, as in
         docs/graphs.md."""
-        kept = self._kept(past_seq_len, keep, keys, values, mass, novelty)
+        kept = self.choose(past_seq_len, keep, keys, values, mass, novelty)
+        return self.gather(kept, keys, values, novelty)
+
+    def gather(
+        self,
+        kept: list[Tensor],
+        keys: list[Tensor],
+        values: list[Tensor],
+        novelty: list[Tensor] | None,
+    ) -> Compressed:
+        """Move the kept slots, L x (Hkv, K) int32, to the front."""
         moved = [
             self._move(key[0], value[0], slots)
             for key, value, slots in zip(keys, values, kept, strict=True)
@@ -64,7 +74,7 @@ class Compress(nn.Module):
         )
         return Compressed([key for key, _ in moved], [value for _, value in moved], carried, kept)
 
-    def _kept(
+    def choose(
         self,
         fill: Tensor,
         keep: Tensor,

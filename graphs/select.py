@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FORCED = 6e4  # above any score, and finite in fp16
-FREE = -6e4  # below any score
+FREE = -6e4  # below any score, and finite in fp16
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,30 @@ class Candidates:
     keys: Tensor | None = None
     values: Tensor | None = None
 
+    @property
+    def room(self) -> Tensor:
+        """(1,) int32: how many of the open slots stay."""
+        return self.keep - self.forced.to(torch.int32).sum(dim=0, keepdim=True, dtype=torch.int32)
 
-def top(scores: Tensor, count: int, *, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """The best `count` of each row in order, ties to the lower index: values and int64 indices, (R,
-    count).
 
-    ONNX TopK promises that order; torch.topk does not, so the eager reference sorts.
+def best(scores: Tensor, among: Tensor, count: Tensor, most: int) -> Tensor:
+    """The `count` best slots of each row among those allowed, ties to the lower slot: (R, M) bool.
+
+    ONNX TopK breaks ties towards the lower index and the HTP's towards the higher, without a word;
+    so only its values are used here: what lies above the last of them stays, and of what equals it
+    the first few.
+
+    Args:
+        scores: (R, M). among: (M,) or (R, M) bool, at least `count` of them true in each row.
+        count: (1,) int32, from 0 to `most`.
     """
-    if torch.compiler.is_exporting():
-        return torch.topk(scores, count, dim=-1, largest=largest, sorted=True)
-    values, index = torch.sort(scores, dim=-1, descending=largest, stable=True)
-    return values[..., :count], index[..., :count]
+    scores = torch.where(among, scores, FREE)
+    ranked, _ = torch.topk(scores, most, dim=-1, sorted=True)
+    last = ranked.index_select(1, (count - 1).clamp(min=0))  # (R, 1)
+    above, level = scores > last, scores == last
+    room = count - above.to(torch.int32).sum(dim=-1, keepdim=True, dtype=torch.int32)
+    first = level.to(torch.int32).cumsum(dim=-1, dtype=torch.int32) <= room
+    return torch.logical_or(above, torch.logical_and(level, first))
 
 
 def masks(slots: int, fill: Tensor, *, sink: int, recent: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,11 +78,9 @@ def select(scores: Tensor, candidates: Candidates) -> Tensor:
     """(R, M) scores -> (R, K) int32: the slots to keep, ascending; entries from `keep` on are the
     last slot, unread."""
     slots = scores.shape[-1]
-    scores = torch.where(candidates.open, scores, torch.where(candidates.forced, FORCED, FREE))
-    _, best = top(scores, candidates.keep_max)  # best first
-    rank = torch.arange(candidates.keep_max, dtype=torch.int32)
-    # What ranks past `keep` gets an index behind every slot, so that the second sort moves it to
-    # the end.
-    marked = torch.where(rank < candidates.keep, best.to(torch.int32), slots + rank)
-    ascending, _ = top(marked, candidates.keep_max, largest=False)
+    chosen = best(scores, candidates.open, candidates.room, candidates.keep_max)
+    chosen = torch.logical_or(chosen, candidates.forced)
+    # What goes gets a number behind every slot; no two are equal, so no order is left open.
+    marked = torch.where(chosen, candidates.slot, candidates.slot + slots)
+    ascending, _ = torch.topk(marked, candidates.keep_max, dim=-1, largest=False, sorted=True)
     return ascending.clamp(max=slots - 1)

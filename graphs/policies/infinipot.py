@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import floor
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn.functional import max_pool1d
 
 from potexport.errors import PotexportError
 from potexport.graphs.policies import Policy
-from potexport.graphs.select import Candidates, top
+from potexport.graphs.select import Candidates, best
+
+NOVEL = 4096.0  # above any mass, which is at most the number of catalyst tokens
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,9 @@ class InfiniPot(Policy):
             if self.pool > 1
             else slots.mass
         )
-        most = ceil(self.alpha * slots.keep_max)
-        if most == 0:
-            return mass
-        width = slots.slot.shape[0]
-        _, novel = top(torch.where(slots.open, slots.novelty, -1.0), min(most, width))
-        # Rounded half up: the same in every runtime, where "round half to even" is not.
-        count = torch.floor(self.alpha * slots.keep.float() + 0.5)
-        rank = torch.arange(min(most, width), dtype=torch.float32)
-        tier = (
-            (count - rank).clamp(min=0.0).expand(novel.shape)
-        )  # most novel highest, 0 past `count`
-        tier = torch.zeros_like(mass).scatter(-1, novel, tier)
-        # Mass is at most the number of catalyst tokens, far below 4,096; fp16 still tells 4,096 + n
-        # from 4,096 + n + 4.
-        return torch.where(tier > 0, 4096.0 + tier, mass)
+        # A table, not a product: rounding alpha x keep in fp16 would be off by one.
+        shares = [floor(self.alpha * keep + 0.5) for keep in range(slots.keep_max + 1)]
+        share = torch.tensor(shares, dtype=torch.int32).index_select(0, slots.keep)
+        count = torch.minimum(share, slots.room)
+        novel = best(slots.novelty, slots.open, count, slots.keep_max)
+        return torch.where(novel, NOVEL, mass)
