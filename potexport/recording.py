@@ -1,0 +1,137 @@
+"""What one run of the loop did, to hold it against another run over the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potexport.runtime.backend import Array, Backend
+from potexport.runtime.session import Session
+
+
+@dataclass
+class Recording:
+    """One run. Compressions are in order.
+
+    logits: (S, V) float32, of each token that was forced.
+    fill, keep: of each compression, how many slots were occupied before and after.
+    kept: C x (L, Hkv, keep) int32, slots. scores: name -> C x (L, Hkv, fill) float32, of the slots
+        before each compression: "mass" and "novelty" where the policy has them.
+    """
+
+    logits: Array
+    fill: list[int] = field(default_factory=list)
+    keep: list[int] = field(default_factory=list)
+    kept: list[Array] = field(default_factory=list)
+    scores: dict[str, list[Array]] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, Any] = {"logits": self.logits, "fill": np.array(self.fill, np.int32)}
+        arrays |= {f"kept/{c}": array for c, array in enumerate(self.kept)}
+        for name, each in self.scores.items():
+            arrays |= {f"{name}/{c}": array for c, array in enumerate(each)}
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Recording:
+        with np.load(path) as file:
+            made = cls(file["logits"], [int(n) for n in file["fill"]])
+            made.kept = [file[f"kept/{c}"] for c in range(len(made.fill))]
+            made.keep = [kept.shape[-1] for kept in made.kept]
+            for name in sorted({key.split("/")[0] for key in file.files if "/" in key} - {"kept"}):
+                made.scores[name] = [file[f"{name}/{c}"] for c in range(len(made.fill))]
+        return made
+
+
+class _Watched:
+    """A backend that writes down each compression."""
+
+    def __init__(self, inner: Backend, into: Recording, needs: frozenset[str]) -> None:
+        self._inner, self._into, self.pot = inner, into, inner.pot
+        self._names = [name for name in ("mass", "novelty") if name in needs]
+        self.prefill, self.decode, self.observe = inner.prefill, inner.decode, inner.observe
+
+    def compress(self, keep: int) -> list[Array]:
+        into, pot = self._into, self.pot
+        into.fill.append(pot.fill)
+        for name in self._names:
+            scores = np.stack(getattr(pot, name))[..., : pot.fill]
+            into.scores.setdefault(name, []).append(scores.astype(np.float32))
+        kept = self._inner.compress(keep)
+        into.keep.append(keep)
+        into.kept.append(np.stack(kept).copy())
+        return kept
+
+
+def record(
+    session: Session, ids: Array, *, forced: Array, catalyst: Sequence[int] | None = None
+) -> Recording:
+    """Feed `ids`, then take the tokens `forced` one by one, whatever the logits say."""
+    made = Recording(np.zeros((forced.size, session.manifest.model.vocab_size), np.float32))
+    inner = session.backend
+    session.reset()
+    if catalyst is not None:
+        session.set_catalyst(catalyst)
+    session.backend = _Watched(inner, made, frozenset(session.manifest.policy.needs))
+    try:
+        session.feed(ids)
+        for step, token in enumerate(forced):
+            made.logits[step] = session.logits()
+            session.accept(int(token))
+    finally:
+        session.backend = inner
+    return made
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against a reference run that followed it (`potexport.following`).
+
+    cosine: smallest of any position's logits. top1: share of positions with the same best token.
+    overlap: smallest share, of any head of any compression, of kept slots that both chose.
+    disagreements: how many of all `kept` slots the reference chose and the other run did not.
+    noise: name of a score -> the largest difference in any slot, as a share of the largest score of
+        its head. What decides on scores alone can only disagree about slots whose scores lie this
+        close, twice, to the edge between kept and dropped.
+    """
+
+    cosine: float
+    top1: float
+    compressions: int
+    overlap: float
+    kept: int
+    disagreements: int
+    noise: dict[str, float]
+
+
+def compare(mine: Recording, reference: Recording) -> Comparison:
+    """Hold a run against its reference."""
+    if mine.fill != reference.fill or mine.keep != reference.keep:
+        raise ValueError("the two runs did not compress at the same tokens")
+    a, b = mine.logits.astype(np.float64), reference.logits.astype(np.float64)
+    cosines = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    overlap, disagreements = 1.0, 0
+    for kept, wanted in zip(mine.kept, reference.kept, strict=True):
+        for head in np.ndindex(*wanted.shape[:2]):
+            both = np.intersect1d(kept[head], wanted[head]).size
+            overlap = min(overlap, both / wanted.shape[-1])
+            disagreements += wanted.shape[-1] - both
+    return Comparison(
+        cosine=float(cosines.min()) if cosines.size else 1.0,
+        top1=float((a.argmax(-1) == b.argmax(-1)).mean()) if len(a) else 1.0,
+        compressions=len(reference.fill),
+        overlap=overlap,
+        kept=sum(each.size for each in reference.kept),
+        disagreements=disagreements,
+        noise={
+            name: max(
+                float((np.abs(one - other).max(-1) / np.abs(other).max(-1)).max())
+                for one, other in zip(mine.scores[name], scores, strict=True)
+            )
+            for name, scores in reference.scores.items()
+        },
+    )
