@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from potexport.errors import PotexportError
-from potexport.spec import ITEM_BYTES, GraphSpec, Layout, ModelFacts, PotGeometry, TensorSpec
+from potexport.spec import (
+    ITEM_BYTES,
+    GraphSpec,
+    Layout,
+    ModelFacts,
+    PotGeometry,
+    TensorSpec,
+)
 
 MANIFEST = "potexport.json"
 FORMAT = 1
@@ -47,10 +54,49 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class Context:
+    """One graph, compiled. bytes: of its files; those that share weights have them in the first.
+
+    nodes: operator -> how many, all on the chip. rewrites: what was written differently for it, and
+    how often. seconds, peak_memory (bytes): of the compiler.
+    """
+
+    file: str
+    bytes: int
+    seconds: float
+    peak_memory: int
+    nodes: dict[str, int]
+    rewrites: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Npu:
+    """The graphs of a bundle, compiled for one chip; they share one copy of the weights.
+
+    embedding: the weight that the host looks token ids up in; None where the graphs take ids.
+    contexts: by graph; `compress` is missing where compressions run on the CPU.
+    gate: the smallest share, of any head, of kept slots that the emulator's compression and the
+        CPU's agreed on when the bundle was built; None if nobody looked.
+    """
+
+    soc: str
+    chip: str
+    htp_arch: int
+    soc_model: int
+    embedding: str | None
+    contexts: dict[str, Context]
+    gate: float | None = None
+
+    @property
+    def compress_on(self) -> str:
+        return "npu" if "compress" in self.contexts else "cpu"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime has to know of a bundle.
 
-    weights: the safetensors file. eos_token_ids: any of them ends an answer.
+    weights: the safetensors file. eos_token_ids: any of them ends an answer. npu: one entry a chip.
     """
 
     model: ModelFacts
@@ -65,6 +111,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     weights: str
     tools: dict[str, str]
+    npu: tuple[Npu, ...] = ()
     files: dict[str, FileFacts] = field(default_factory=dict)
 
     @property
@@ -132,6 +179,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         weights=_plain_name(document["weights"]),
         eos_token_ids=tuple(int(token) for token in document["eos_token_ids"]),
         tools={str(name): str(version) for name, version in document["tools"].items()},
+        npu=tuple(_npu(entry) for entry in document.get("npu", ())),
         **{
             name: str(document[name])
             for name in ("precision", "target", "runtime", "catalyst", "source")
@@ -144,10 +192,14 @@ def _parse(document: dict[str, Any]) -> Manifest:
             n for n in expected if manifest.graphs[n] != expected[n]
         ]
         raise ValueError(f"its graphs {differing} do not fit its model and pot")
+    for npu in manifest.npu:
+        if not set(manifest.graphs) - {"compress"} <= set(npu.contexts) <= set(manifest.graphs):
+            raise ValueError(f"its contexts for {npu.soc} are {sorted(npu.contexts)}")
     for name in (
         manifest.weights,
         "tokenizer.json",
         *(f"{graph}.onnx" for graph in manifest.graphs),
+        *(context.file for npu in manifest.npu for context in npu.contexts.values()),
     ):
         if name not in manifest.files:
             raise ValueError(f"{name} is not among its files")
@@ -168,6 +220,13 @@ def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
     if entry["file"] != f"{name}.onnx":
         raise ValueError(f"graph {name} is in {entry['file']!r}, not in {name}.onnx")
     return GraphSpec(name, tensors("inputs"), tensors("outputs"))
+
+
+def _npu(entry: Mapping[str, Any]) -> Npu:
+    contexts = {name: Context(**facts) for name, facts in entry["contexts"].items()}
+    for context in contexts.values():
+        _plain_name(context.file)
+    return Npu(**{**entry, "contexts": contexts})
 
 
 def _plain_name(name: str) -> str:

@@ -9,7 +9,7 @@ import errno
 import json as jsonlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -91,6 +91,10 @@ def cli() -> None:
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the new bundle.")
 @click.option("--target", default="cpu", help="Where it is to run; `potexport targets`. [cpu]")
+@click.option("--soc", multiple=True, metavar="CHIP", help="Chip to compile for, by name; may be "
+              "given more than once. For NPU targets.")  # fmt: skip
+@click.option("--compress-on", type=click.Choice(["npu", "cpu"]), help="Where compressions run. "
+              "Default: the NPU, if its emulator keeps the CPU's slots.")  # fmt: skip
 @click.option("--pot", type=int, metavar="SLOTS", help="Slots of the pot, one token each. "
               "Default: an eighth of the model's context, from 512 to 2,048.")  # fmt: skip
 @click.option("--keep", type=int, metavar="SLOTS", help="Slots that a compression keeps, if the "
@@ -178,6 +182,8 @@ def build(
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="End the answer before this text; may be given more than once.")  # fmt: skip
 @click.option("--threads", type=COUNT, help="Default: one for each core it may use.")
+@click.option("--backend", default="auto", help="auto, npu or cpu. Auto takes the NPU if the "
+              "bundle was compiled for this device's. [auto]")  # fmt: skip
 @click.option("--no-check", is_flag=True,
               help="Compare the files' sizes only, not their SHA-256.")  # fmt: skip
 @as_json
@@ -192,6 +198,7 @@ def run(
     max_new_tokens: int,
     stop: tuple[str, ...],
     threads: int | None,
+    backend: str,
     no_check: bool,
     json: bool,
     **drawing: Any,
@@ -211,7 +218,7 @@ def run(
     sampling = Sampling(**drawing)
     StopStrings(stop)  # refused now, not after a book
     document, question, scores = _what_to_read(prompt, file, question)
-    session = Session.open(bundle, threads=threads, check=not no_check)
+    session = Session.open(bundle, backend=backend, threads=threads, check=not no_check)
     around = reading.frame(session.text, question=question, system=system, raw=raw)
     by = scores if catalyst is None else catalyst
     if by is not None and session.set_catalyst(by):
@@ -274,9 +281,13 @@ def inspect(bundle: Path, json: bool) -> None:
 @click.option("--model", required=True, help="What the bundle was built from.")
 @click.option("--text", type=click.Path(), metavar="PATH",
               help="UTF-8 text to read. Default: random tokens.")  # fmt: skip
-@click.option("--compressions", type=COUNT, default=10, help="To compare past the pot. [10]")
-@click.option("--steps", type=COUNT, default=64, metavar="TOKENS",
-              help="To generate where the context fits. [64]")  # fmt: skip
+@click.option("--question", metavar="TEXT",
+              help="Asked behind the text on an emulated NPU; scores the pot.")  # fmt: skip
+@click.option("--compressions", type=COUNT,
+              help="To compare past the pot. Default: 10, on an emulator 3.")  # fmt: skip
+@click.option("--steps", type=COUNT, metavar="TOKENS",
+              help="To generate. Default: 64, on an emulator 24.")  # fmt: skip
+@click.option("--soc", metavar="CHIP", help="To emulate. Default: the bundle's first.")
 @trust
 @as_json
 def verify(
@@ -324,10 +335,10 @@ def _summary(module: str) -> str:
 @cli.command()
 @as_json
 def targets(json: bool) -> None:
-    """List the targets: where a bundle can run."""
+    """List the targets: where a bundle can run, and how far that was proven."""
     from potexport import show, targets
 
-    found = {name: asdict(targets.load(name)) for name in targets.names()}
+    found = {name: targets.load(name).to_json() for name in targets.names()}
     _print_json(found) if json else show.targets(found)
 
 

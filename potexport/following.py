@@ -7,14 +7,21 @@ each compression what it would have kept, and goes on with what the other run ke
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from potexport.bundle import Manifest
 from potexport.graphs.model import PotModel
 from potexport.graphs.policies import Policy
+from potexport.graphs.policies._find import make_policy
 from potexport.recording import Recording
 from potexport.reference import TorchBackend
 from potexport.runtime.backend import Array
+from potexport.runtime.session import Session
+from potexport.runtime.text import Text
 from potexport.spec import Layout
 
 
@@ -24,11 +31,6 @@ class FollowingBackend(TorchBackend):
     def __init__(self, core: PotModel, policy: Policy, layout: Layout, leader: Recording) -> None:
         super().__init__(core, policy, layout)
         self._led = iter(leader.kept)
-
-    def observe(self, ids: Array) -> None:
-        super().observe(ids)
-        for array, mass in zip(self.pot.mass, self._mass, strict=True):
-            array[:] = mass.numpy()  # for whoever watches; the choice is made from the tensors
 
     @torch.no_grad()
     def compress(self, keep: int) -> list[Array]:
@@ -44,3 +46,28 @@ class FollowingBackend(TorchBackend):
         )
         self.pot.replace(keys, values, carried, keep)
         return [kept[:, :keep].numpy() for kept in own]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A bundle's loop in fp32 PyTorch."""
+
+    manifest: Manifest
+    core: PotModel
+    policy: Policy
+    text: Text
+
+    @classmethod
+    def of(cls, manifest: Manifest, model: PreTrainedModel, text: Text) -> Oracle:
+        """Takes over `model`, in fp32."""
+        policy = make_policy(manifest.policy.name, manifest.policy.settings)
+        return cls(manifest, PotModel(model, manifest.pot), policy, text)
+
+    def session(self, leader: Recording | None = None) -> Session:
+        """One that compresses by its own choice, or that follows a leader."""
+        facts, pot, needs = self.manifest.model, self.manifest.pot, self.manifest.layout.needs
+        layout = Layout(facts, pot, needs)
+        backend = TorchBackend(self.core, self.policy, layout)
+        if leader is not None:
+            backend = FollowingBackend(self.core, self.policy, layout, leader)
+        return Session(self.manifest, backend, self.text)

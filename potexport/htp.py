@@ -1,8 +1,9 @@
 """Compiling graphs for Qualcomm's HTP, and running the loop on its emulator.
 
 The compiler and the emulator are closed libraries that can crash, hang, or die of memory; so all of
-their work is done by `htp_worker` in a process of its own, and this file turns every way in which
-that can end into a result or a PotexportError that names the graph. It never imports them.
+their work is done by `htp_worker` in a process of its own (`htp_process`), and every way in which
+that can end becomes a result or a PotexportError that names the graph. This file never imports
+them.
 
 Nothing of Qualcomm's is copied: contexts hold our graphs and weights, and the libraries stay in the
 package onnxruntime-qnn, which each user installs.
@@ -12,11 +13,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from potexport.errors import PotexportError
+from potexport.htp_process import Progress, work
 from potexport.recording import Recording
 from potexport.runtime.backend import Array
-from potexport.targets._qualcomm import Soc
+from potexport.targets import Soc
 
 TIMEOUT = 1800.0  # seconds a graph; thirty layers of SmolLM2 take a third of a minute
-REFUSED_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Compiled:
     """What became of one graph. nodes: operator -> how many, all of them on the HTP.
 
     bytes: of its context; where weights are shared, the first graph's holds them all.
-    rewrites: what was written differently for the HTP, and how often.
+    rewrites: what was written differently for the HTP, and how often. embedding: the weight whose
+    rows the graph takes instead of ids, if it does.
     """
 
     graph: str
@@ -47,6 +47,7 @@ class Compiled:
     peak_memory: int
     nodes: dict[str, int]
     rewrites: dict[str, int]
+    embedding: str | None
 
 
 def context_file(graph: str, soc: Soc) -> str:
@@ -111,7 +112,7 @@ def compile_graphs(
                 "soc": [soc.name, soc.htp_arch, soc.soc_model],
                 "shared": shared,
             }
-            lines = _work(job, timeout=timeout * len(group))
+            lines = work(job, timeout=timeout)
             done += [_compiled(line, soc, fresh) for line in lines if "seconds" in line]
         for graph in graphs:
             _remove(output, graph, soc)
@@ -133,20 +134,65 @@ def _rewritten_graphs(bundle: Path) -> Iterator[str]:
             path.unlink()
 
 
+def run(
+    files: Mapping[str, Path],
+    inputs: Mapping[str, Mapping[str, Array]],
+    *,
+    timeout: float = TIMEOUT,
+) -> dict[str, dict[str, Array]]:
+    """Run each graph once on the emulator.
+
+    Args:
+        files: unshared contexts, by graph. inputs: of each graph, by name, as its context declares
+            them.
+
+    Returns the outputs of each graph, by name.
+    Raises PotexportError if the emulator crashes or takes too long.
+    """
+    require()
+    with tempfile.TemporaryDirectory(prefix="potexport-htp-") as folder:
+        given, result = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
+        arrays: dict[str, Any] = {
+            f"{graph}/{name}": array
+            for graph, each in inputs.items()
+            for name, array in each.items()
+        }
+        np.savez(given, **arrays)
+        job = {
+            "do": "run",
+            "contexts": {name: os.fspath(path.absolute()) for name, path in files.items()},
+            "inputs": os.fspath(given),
+            "result": os.fspath(result),
+        }
+        work(job, timeout=timeout)
+        made: dict[str, dict[str, Array]] = {graph: {} for graph in files}
+        with np.load(result) as outputs:
+            for key in outputs.files:
+                graph, _, name = key.partition("/")
+                made[graph][name] = outputs[key]
+        return made
+
+
 def read(
     bundle: Path,
     files: Mapping[str, Path],
     ids: Array,
     *,
-    forced: Array,
+    embedding: str | None,
+    forced: Array | None = None,
+    steps: int = 0,
     catalyst: Sequence[int] | None = None,
     timeout: float = TIMEOUT,
+    on_progress: Progress = lambda *_: None,
 ) -> Recording:
-    """Run the whole loop on the emulator: feed `ids`, then decode along `forced`.
+    """Run the whole loop on the emulator: feed `ids`, then decode along `forced`, or freely.
 
     Args:
-        files: unshared contexts, by graph.
+        files: unshared contexts, by graph; graphs without one run on the CPU.
+        embedding: as in Compiled.
         catalyst: token ids; the bundle's own by default.
+        timeout: seconds in which nothing happens.
+        on_progress: told how many tokens were read, and of how many.
 
     Raises PotexportError if the emulator crashes or takes too long.
     """
@@ -157,65 +203,15 @@ def read(
             "do": "read",
             "bundle": os.fspath(bundle.absolute()),
             "contexts": {name: os.fspath(path.absolute()) for name, path in files.items()},
+            "embedding": embedding,
             "ids": [int(token) for token in ids],
-            "forced": [int(token) for token in forced],
+            "forced": None if forced is None else [int(token) for token in forced],
+            "steps": steps,
             "catalyst": None if catalyst is None else [int(token) for token in catalyst],
             "result": os.fspath(result),
         }
-        _work(job, timeout=timeout)
+        work(job, timeout=timeout, on_progress=on_progress)
         return Recording.load(result)
-
-
-def _work(job: dict[str, Any], *, timeout: float) -> list[dict[str, Any]]:
-    """Let a worker do a job; the lines that it reported, or a PotexportError with the reason."""
-    with tempfile.TemporaryDirectory(prefix="potexport-htp-") as folder:
-        place = Path(folder)
-        order, report, chatter = place / "job.json", place / "report.jsonl", place / "chatter.txt"
-        order.write_text(json.dumps(job))
-        report.touch()
-        command = [sys.executable, "-m", "potexport.htp_worker", str(order), str(report)]
-        with chatter.open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            try:
-                code: int | None = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:  # an interrupt must not leave a compiler behind
-                process.kill()
-                process.wait()
-        lines = [json.loads(line) for line in report.read_text().splitlines()]
-        _check(job, lines, code, chatter, timeout)
-        return lines
-
-
-def _check(
-    job: dict[str, Any], lines: list[dict[str, Any]], code: int | None, log: Path, timeout: float
-) -> None:
-    """Raise the PotexportError that says how a worker failed, if it did."""
-    if code == 0 and lines and lines[-1].get("finished"):
-        return
-    last = lines[-1] if lines else {}
-    first = job["graphs"][0] if job["do"] == "compile" else None
-    graph = next((line["graph"] for line in reversed(lines) if "graph" in line), first)
-    where = f"graph {graph}" if graph else "the loop"
-    what = f"compiling {where} for {job['soc'][0]}" if job["do"] == "compile" else where
-    if "refused" in last:
-        nodes = last["refused"]
-        shown = ", ".join(f"{kind} {name}" for name, kind in nodes[:REFUSED_SHOWN])
-        more = f" and {len(nodes) - REFUSED_SHOWN} more" if len(nodes) > REFUSED_SHOWN else ""
-        raise PotexportError(f"the HTP refuses {len(nodes)} nodes of {where}: {shown}{more}")
-    if "mistake" in last:
-        raise PotexportError(last["mistake"])
-    if "failed" in last:
-        raise PotexportError(f"{what} failed: {last['failed']}")
-    if code is None:
-        raise PotexportError(f"{what} took more than {timeout:.0f} s and was stopped")
-    if code < 0:
-        name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
-        hint = "; was memory short?" if -code == signal.SIGKILL else ""
-        raise PotexportError(f"{what} crashed the process that did it ({name}){hint}")
-    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise PotexportError(f"{what} ended with code {code}: {' '.join(tail)[:300]}")
 
 
 def _compiled(line: dict[str, Any], soc: Soc, folder: Path) -> Compiled:
@@ -228,6 +224,7 @@ def _compiled(line: dict[str, Any], soc: Soc, folder: Path) -> Compiled:
         peak_memory=line["peak_memory"],
         nodes=line["nodes"],
         rewrites=line["rewrites"],
+        embedding=line["embedding"],
     )
 
 

@@ -31,7 +31,7 @@ def main(order: str, report: str) -> None:
             file.flush()
 
         try:
-            work = {"compile": _compile, "read": _read}[job["do"]]
+            work = {"compile": _compile, "run": _run, "read": _read}[job["do"]]
             if work(job, say):
                 say(finished=True)
         except PotexportError as error:
@@ -51,7 +51,7 @@ def _compile(job: dict[str, Any], say: Say) -> bool:
     for graph in job["graphs"]:
         say(graph=graph)
         model = ir.load(Path(job["bundle"], f"{graph}.onnx"))
-        rewrites = lower(model)
+        lowered = lower(model)
         # A file and not bytes: from those, the second graph of a shared context does not compile.
         # In the bundle, for the weights must lie beside it, and be no link.
         path = Path(job["bundle"], f"{job['prefix']}{graph}.onnx")
@@ -66,7 +66,8 @@ def _compile(job: dict[str, Any], say: Say) -> bool:
             seconds=perf_counter() - started,
             peak_memory=progress.peak_memory() or 0,
             nodes=dict(Counter(kind for _, kind in _placed(session, on_htp=True))),
-            rewrites=rewrites,
+            rewrites=lowered.fired,
+            embedding=lowered.embedding,
         )
     return True
 
@@ -137,20 +138,64 @@ def _placed(session: Any, *, on_htp: bool) -> list[tuple[str, str]]:
     ]
 
 
+def _backend(job: dict[str, Any]) -> Any:
+    from potexport import bundle
+    from potexport.runtime.qnn_backend import QnnBackend
+
+    manifest = bundle.read(job["bundle"])
+    contexts = {name: Path(path) for name, path in job["contexts"].items()}
+    return QnnBackend(
+        job["bundle"], manifest, contexts, embedding=job["embedding"], shared=False, threads=1
+    )
+
+
+def _run(job: dict[str, Any], say: Say) -> bool:
+    """Each graph once, over given inputs."""
+    import numpy as np
+
+    from potexport.runtime.qnn_backend import Contexts
+
+    with np.load(job["inputs"]) as file:
+        given = {name: file[name] for name in file.files}
+    made: dict[str, Any] = {}
+    contexts = {name: Path(path) for name, path in job["contexts"].items()}
+    runner = Contexts(list(contexts.values()), shared=False)
+    for graph, path in contexts.items():
+        say(graph=graph)
+        loaded = runner.load(path)
+        binding = loaded.binding()
+        for name in loaded.inputs:
+            binding.bind_input(name, given[f"{graph}/{name}"])
+        for name, (dtype, shape) in loaded.outputs.items():
+            made[f"{graph}/{name}"] = np.zeros(shape, dtype)
+            binding.bind_output(name, made[f"{graph}/{name}"])
+        binding.run()
+    np.savez(job["result"], **made)
+    return True
+
+
 def _read(job: dict[str, Any], say: Say) -> bool:
     import numpy as np
 
-    from potexport import bundle
     from potexport.recording import record
-    from potexport.runtime.qnn_backend import QnnBackend
     from potexport.runtime.session import Session
     from potexport.runtime.text import Text
 
-    manifest = bundle.read(job["bundle"])
-    files = {name: Path(path) for name, path in job["contexts"].items()}
-    session = Session(manifest, QnnBackend(manifest, files, shared=False), Text.open(job["bundle"]))
-    ids, forced = np.array(job["ids"], np.int32), np.array(job["forced"], np.int32)
-    record(session, ids, forced=forced, catalyst=job["catalyst"]).save(Path(job["result"]))
+    backend = _backend(job)
+    session = Session(backend.manifest, backend, Text.open(job["bundle"]))
+
+    def tell(read: int, of: int) -> None:
+        say(read=read, of=of)
+
+    made = record(
+        session,
+        np.array(job["ids"], np.int32),
+        forced=None if job["forced"] is None else np.array(job["forced"], np.int32),
+        steps=job["steps"],
+        catalyst=job["catalyst"],
+        on_progress=tell,
+    )
+    made.save(Path(job["result"]))
     return True
 
 

@@ -7,22 +7,71 @@ each rewrite names what was seen. Every function returns how often it fired.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
+
+from potexport.spec import EMBEDDED
 
 LARGEST_BLOCK = 4096  # columns
 LOWEST_EXPONENT = -30.0
 
 
-def lower(model: ir.Model) -> dict[str, int]:
-    """Rewrite in place; name of the rewrite -> how often it fired."""
+@dataclass(frozen=True)
+class Lowered:
+    """fired: name of a rewrite -> how often. embedding: the weight whose rows the host gives."""
+
+    fired: dict[str, int]
+    embedding: str | None
+
+
+def lower(model: ir.Model) -> Lowered:
+    """Rewrite in place."""
+    looked_up = _embedding(model.graph)
+    table = looked_up.inputs[0] if looked_up else None
     fired = {
         "RMS norms fused": fuse_rms_norms(model.graph),
+        "norms of heads as rows": flatten_norms(model.graph),
         "log-softmaxes in blocks": block_log_softmax(model.graph),
+        "embeddings left to the host": embed_on_host(model.graph),
     }
     passes.RemoveUnusedNodesPass()(model)
-    return fired
+    return Lowered(fired, table.name if table else None)
+
+
+def embed_on_host(graph: ir.Graph) -> int:
+    """Take rows of the embedding table as an input, instead of ids and the table.
+
+    A row is copied, not computed with, so the host does it from the file of weights. Inside, the
+    HTP would hold a table of its own beside the head's, even where the model has one for both:
+    SmolLM2's contexts were 1.25 times its weights.
+    """
+    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    looked_up = _embedding(graph)
+    if ids is None or looked_up is None:
+        return 0
+    rows = looked_up.outputs[0]
+    given = ir.Value(name=EMBEDDED, shape=rows.shape, type=rows.type)
+    rows.replace_all_uses_with(given)
+    graph.inputs[list(graph.inputs).index(ids)] = given
+    graph.remove(looked_up, safe=True)
+    return 1
+
+
+def _embedding(graph: ir.Graph) -> ir.Node | None:
+    """The Gather of `input_ids` from a table, if nothing else reads the ids."""
+    readers = [node for node in graph for value in node.inputs if _named(value, "input_ids")]
+    if len(readers) != 1 or readers[0].op_type != "Gather":
+        return None
+    table, axis = readers[0].inputs[0], readers[0].attributes.get("axis")
+    is_lookup = table is not None and table.is_initializer() and (axis is None or not axis.value)
+    return readers[0] if is_lookup else None
+
+
+def _named(value: ir.Value | None, name: str) -> bool:
+    return value is not None and value.name == name
 
 
 def fuse_rms_norms(graph: ir.Graph) -> int:
@@ -49,6 +98,32 @@ def _scale(graph: ir.Graph, weight: ir.Value | None, x: ir.Value, *, name: str) 
         return weight
     array = np.ones(_shape(x)[-1]) if tensor is None else tensor.numpy()
     return _constant(graph, name, array.astype(x.dtype.numpy()))
+
+
+def flatten_norms(graph: ir.Graph) -> int:
+    """Give RMSNormalization three dimensions, as where it normalises each head's queries and keys.
+
+    Over (1, T, H, D) with T > 8 the HTP's rows from the ninth on are of other tokens.
+    """
+    deep = [
+        node
+        for node in graph
+        if node.op_type == "RMSNormalization"
+        and node.inputs[0] is not None
+        and len(_shape(node.inputs[0])) > 3
+    ]
+    for node in deep:
+        x, scale, y = node.inputs[0], node.inputs[1], node.outputs[0]
+        assert x is not None
+        shape = _shape(x)
+        rows = _constant(graph, f"{y.name}.rows", np.array([1, -1, shape[-1]]))
+        back = _constant(graph, f"{y.name}.back", np.array(shape))
+        flat = ir.node("Reshape", [x, rows])
+        flat.outputs[0].type = x.type
+        flat.outputs[0].shape = ir.Shape([1, int(np.prod(shape[:-1])), shape[-1]])
+        norm = ir.node("RMSNormalization", [flat.outputs[0], scale], attributes=node.attributes)
+        _replace(graph, y, [flat, norm, ir.node("Reshape", [norm.outputs[0], back])], before=node)
+    return len(deep)
 
 
 def _rms_norm(node: ir.Node) -> tuple[ir.Value, float, ir.Value, ir.Node] | None:

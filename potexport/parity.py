@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from potexport import bundle, loader
-from potexport.bundle import Manifest
+from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
-from potexport.spec import Layout
+from potexport.recording import compare, record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from potexport.following import Oracle
+    from potexport.npu_parity import Reading
     from potexport.runtime.backend import Array
     from potexport.runtime.session import Session
 
@@ -51,6 +53,7 @@ class Report:
     model: str
     precision: str
     checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was seen and is no check
 
     @property
     def passed(self) -> bool:
@@ -69,8 +72,10 @@ def verify(
     model: str,
     *,
     text: str | None = None,
-    compressions: int = 10,
-    steps: int = 64,
+    question: str | None = None,
+    compressions: int | None = None,
+    steps: int | None = None,
+    soc: str | None = None,
     trust_remote_code: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -79,21 +84,25 @@ def verify(
     Args:
         model: the folder, GGUF file or hub id that the bundle was built from.
         text: what to read, long enough for the compressions; seeded random tokens otherwise.
-        compressions: how many to compare past the pot.
-        steps: how many tokens to generate where the context fits.
+        question: asked behind the text, and scores the pot, on the emulator of an NPU.
+        compressions: how many to compare past the pot; 10, and 3 where an emulator does them.
+        steps: how many tokens to generate; 64, and 24 on an emulator.
+        soc: the chip to emulate, of those the bundle was compiled for; the first by default.
 
     Raises PotexportError if the model is not the bundle's, or the text is too short.
     """
     import torch
 
-    from potexport.graphs.model import PotModel
-    from potexport.graphs.policies._find import make_policy
-    from potexport.reference import TorchBackend
+    from potexport import npu_parity
+    from potexport.following import Oracle
     from potexport.runtime.session import Session
 
     on_stage("load")
     manifest = bundle.read(folder)
-    session = Session.open(folder)
+    npu = _chip(manifest, soc)
+    compressions = compressions or (3 if npu else 10)
+    steps = steps or (24 if npu else 64)
+    session = Session.open(folder, backend="cpu")
     # fp32 whatever the bundle's precision: the oracle is the model, not its rounding.
     untouched = loader.load_model(
         loader.resolve(model),
@@ -103,17 +112,40 @@ def verify(
     )
     _same_model(folder, manifest, untouched)
     ids = _ids(session, text, compressions, steps)
+    over = _asked(session, ids, question, steps)
     report = Report(str(folder), model, manifest.precision)
     with torch.no_grad():
         on_stage("context that fits")
         _fits(report, session, untouched, ids, steps)
         on_stage("past the pot")
-        layout = Layout(manifest.model, manifest.pot, manifest.layout.needs)
-        core = PotModel(untouched, manifest.pot)
-        policy = make_policy(manifest.policy.name, manifest.policy.settings)
-        oracle = Session(manifest, TorchBackend(core, policy, layout), session.text)
-        _past(report, session, oracle, ids, compressions)
+        oracle = Oracle.of(manifest, untouched, session.text)
+        _past(report, session, oracle, ids)
+        if npu:
+            npu_parity.verify(report, folder, npu, oracle, over, on_stage)
     return report
+
+
+def _chip(manifest: Manifest, soc: str | None) -> Npu | None:
+    """The contexts to check; None for a bundle that has none."""
+    if soc is None:
+        return manifest.npu[0] if manifest.npu else None
+    for npu in manifest.npu:
+        if npu.soc == soc.lower():
+            return npu
+    has = ", ".join(npu.soc for npu in manifest.npu) or "no chip"
+    raise PotexportError(f"the bundle was compiled for {has}, not for {soc!r}; choose one of these")
+
+
+def _asked(session: Session, ids: Array, question: str | None, steps: int) -> Reading:
+    """The tokens as they are; or between a chat and a question, which then scores the pot."""
+    from potexport.npu_parity import Reading
+    from potexport.runtime import reading
+
+    if question is not None:
+        around = reading.frame(session.text, question=question, system=None, raw=False)
+        ids = np.concatenate([around.head, ids, around.tail])
+        session.set_catalyst(question)
+    return Reading(ids, session.catalyst, steps, question)
 
 
 def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
@@ -192,37 +224,35 @@ def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, 
     report.add("context that fits: logits", difference, tolerance, f"largest difference, {oracle}")
 
 
-def _past(report: Report, session: Session, oracle: Session, ids: Array, compressions: int) -> None:
-    """Kept slots of every compression, and the logits after the last, against the eager loop."""
-    kept: dict[Session, list[list[Array]]] = {session: [], oracle: []}
-    for each in kept:
-        each.reset()
-        each.on_compress = lambda slots, of=each: kept[of].append([s.copy() for s in slots])
-        each.feed(ids)
-    logits = [each.logits().copy() for each in kept]
-    done = min(len(each) for each in kept.values())
-    pairs = [
-        (mine, wanted)
-        for one, other in zip(kept[session], kept[oracle], strict=True)
-        for mine, wanted in zip(one, other, strict=True)
-    ]
-    slots = sum(mine.size for mine, _ in pairs)
-    # Sets, head by head: one slot more or less shifts all that follow.
-    differing = sum(
-        len(set(a.tolist()) - set(b.tolist()))
-        for mine, wanted in pairs
-        for a, b in zip(mine, wanted, strict=True)
+def _past(report: Report, session: Session, oracle: Oracle, ids: Array) -> None:
+    """Kept slots of every compression, and the logits after the last, against the eager loop.
+
+    In fp32 the oracle goes its own way; otherwise it follows the bundle's compressions
+    (`following`).
+    """
+    mine = record(session, ids, steps=1)
+    exact = report.precision == "fp32"
+    wanted = record(
+        oracle.session(None if exact else mine),
+        ids,
+        forced=mine.tokens,
+        catalyst=session.catalyst.tolist(),
     )
-    where = f"{done} compressions of {len(session.backend.pot.keys)} layers, against eager PyTorch"
-    share = differing / slots if slots else float("nan")
+    seen = compare(mine, wanted)
+    where = f"{seen.compressions} compressions of {len(session.backend.pot.keys)} layers"
+    how = "eager PyTorch" if exact else "eager PyTorch in fp32 that follows them"
+    share = seen.disagreements / seen.kept if seen.kept else float("nan")
     report.add(
-        "past the pot: kept slots that differ", share, KEPT_MAY_DIFFER[report.precision], where
+        "past the pot: kept slots that differ",
+        share,
+        KEPT_MAY_DIFFER[report.precision],
+        f"{where}, against {how}",
     )
     report.add(
         "past the pot: logits",
-        _difference(*logits),
+        _difference(mine.logits, wanted.logits),
         TOLERANCES[report.precision][1],
-        f"largest difference after {done} compressions, against eager PyTorch",
+        f"largest difference after {seen.compressions} compressions, against {how}",
     )
 
 

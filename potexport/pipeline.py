@@ -6,11 +6,12 @@ temporary folder and renames it when everything in it was read back and checked.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ class Options:
     policy: str = "infinipot"
     settings: dict[str, Any] = field(default_factory=dict)  # of the policy
     precision: str | None = None
+    soc: tuple[str, ...] = ()
+    compress_on: str | None = None
     opset: int = OPSETS[1]
     catalyst: str = CATALYST
     trust_remote_code: bool = False
@@ -68,6 +71,7 @@ class Plan:
     policy: Policy
     layout: Layout
     weight_bytes: int
+    socs: tuple[targets.Soc, ...] = ()
 
     @property
     def pot_bytes(self) -> int:
@@ -77,7 +81,12 @@ class Plan:
 def plan(options: Options) -> Plan:
     """Check the options against each other and the model's config; reads no weights."""
     target = targets.load(options.target)
+    socs = target.chips(options.soc)
     require_export_packages()
+    if target.compiler:
+        _compiler(target).require()
+    if options.compress_on is not None and not target.compiler:
+        raise PotexportError(f"target {target.name} takes no --compress-on: all of it is one place")
     from potexport.graphs.policies._find import make_policy
 
     policy = make_policy(options.policy, options.settings)
@@ -87,14 +96,14 @@ def plan(options: Options) -> Plan:
             f"target {target.name} does not take {precision}; choose one of: "
             f"{', '.join(target.precisions)}"
         )
-    if not OPSETS[0] <= options.opset <= OPSETS[1]:
+    if not target.lowest_opset <= options.opset <= OPSETS[1]:
         raise PotexportError(
-            f"--opset is {options.opset}; it must be from {OPSETS[0]} to {OPSETS[1]}"
+            f"--opset is {options.opset}; it must be from {target.lowest_opset} to {OPSETS[1]}"
         )
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
     facts = model_facts(config)
-    geometry = _geometry(facts, options)
+    geometry = _geometry(facts, options, target)
     layout = Layout(facts, geometry, policy.needs, PRECISIONS[precision])
     return Plan(
         options,
@@ -105,13 +114,23 @@ def plan(options: Options) -> Plan:
         policy,
         layout,
         _weight_bytes(config, layout, trust_remote_code=options.trust_remote_code),
+        socs,
     )
 
 
-def _geometry(facts: ModelFacts, options: Options) -> PotGeometry:
-    names = ("keep", "keep_max", "chunk", "catalyst_width", "sink", "recent")
+def _compiler(target: targets.Target) -> Any:
+    """The module that compiles for a target that has one."""
+    return importlib.import_module(f"potexport.{target.compiler}")
+
+
+def _geometry(facts: ModelFacts, options: Options, target: targets.Target) -> PotGeometry:
+    names = ("keep", "keep_max", "catalyst_width", "sink", "recent")
+    slots, chunk = options.pot, options.chunk
+    if slots is None and target.slots is not None and 2 * target.slots <= facts.max_positions:
+        slots = target.slots
+        chunk = target.chunk if chunk is None else chunk
     return default_geometry(
-        facts, slots=options.pot, **{name: getattr(options, name) for name in names}
+        facts, slots=slots, chunk=chunk, **{name: getattr(options, name) for name in names}
     )
 
 
@@ -170,9 +189,20 @@ def build(
         model.generation_config.save_pretrained(folder)
         stage("check")
         _check(decided, folder)
+        compiled = compile_for_chips(decided, folder, stage)
         stage("seal")
-        bundle.seal(folder, _manifest(decided, model))
+        bundle.seal(folder, replace(_manifest(decided, model), npu=compiled))
         return bundle.read(folder)
+
+
+def compile_for_chips(decided: Plan, folder: Path, stage: Stage) -> tuple[bundle.Npu, ...]:
+    """The contexts of each chip; none where the target's runtime takes the graphs as they are."""
+    if not decided.target.compiler:
+        return ()
+    made: tuple[bundle.Npu, ...] = _compiler(decided.target).compile_into(
+        folder, decided.layout, decided.socs, compress_on=decided.options.compress_on, stage=stage
+    )
+    return made
 
 
 def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
@@ -274,9 +304,13 @@ def _manifest(decided: Plan, model: PreTrainedModel) -> Manifest:
         tools={
             "potexport": __version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in TOOLS},
+            **{name: _version(name) for name in _tools(decided.target)},
         },
     )
+
+
+def _tools(target: targets.Target) -> tuple[str, ...]:
+    return (*TOOLS, _compiler(target).PACKAGE) if target.compiler else TOOLS
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,22 @@ from potexport.runtime.session import Session
 class Recording:
     """One run. Compressions are in order.
 
-    logits: (S, V) float32, of each token that was forced.
+    logits: (S, V) float32. tokens: (S,) int32, what followed each: the likeliest, or a forced one.
     fill, keep: of each compression, how many slots were occupied before and after.
     kept: C x (L, Hkv, keep) int32, slots. scores: name -> C x (L, Hkv, fill) float32, of the slots
         before each compression: "mass" and "novelty" where the policy has them.
     """
 
     logits: Array
+    tokens: Array
     fill: list[int] = field(default_factory=list)
     keep: list[int] = field(default_factory=list)
     kept: list[Array] = field(default_factory=list)
     scores: dict[str, list[Array]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        arrays: dict[str, Any] = {"logits": self.logits, "fill": np.array(self.fill, np.int32)}
+        arrays: dict[str, Any] = {"logits": self.logits, "tokens": self.tokens}
+        arrays["fill"] = np.array(self.fill, np.int32)
         arrays |= {f"kept/{c}": array for c, array in enumerate(self.kept)}
         for name, each in self.scores.items():
             arrays |= {f"{name}/{c}": array for c, array in enumerate(each)}
@@ -39,7 +41,7 @@ class Recording:
     @classmethod
     def load(cls, path: Path) -> Recording:
         with np.load(path) as file:
-            made = cls(file["logits"], [int(n) for n in file["fill"]])
+            made = cls(file["logits"], file["tokens"], [int(n) for n in file["fill"]])
             made.kept = [file[f"kept/{c}"] for c in range(len(made.fill))]
             made.keep = [kept.shape[-1] for kept in made.kept]
             for name in sorted({key.split("/")[0] for key in file.files if "/" in key} - {"kept"}):
@@ -68,31 +70,65 @@ class _Watched:
 
 
 def record(
-    session: Session, ids: Array, *, forced: Array, catalyst: Sequence[int] | None = None
+    session: Session,
+    ids: Array,
+    *,
+    forced: Array | None = None,
+    steps: int = 0,
+    catalyst: Sequence[int] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Recording:
-    """Feed `ids`, then take the tokens `forced` one by one, whatever the logits say."""
-    made = Recording(np.zeros((forced.size, session.manifest.model.vocab_size), np.float32))
+    """Feed `ids`, then take tokens one by one: those of `forced`, whatever the logits say; or else
+    the likeliest, until an end token or `steps` of them."""
+    count = steps if forced is None else forced.size
+    logits = np.zeros((count, session.manifest.model.vocab_size), np.float32)
+    made = Recording(logits, np.zeros(count, np.int32))
     inner = session.backend
     session.reset()
     if catalyst is not None:
         session.set_catalyst(catalyst)
     session.backend = _Watched(inner, made, frozenset(session.manifest.policy.needs))
     try:
-        session.feed(ids)
-        for step, token in enumerate(forced):
+        session.feed(ids, on_progress=on_progress)
+        for step in range(count):
             made.logits[step] = session.logits()
-            session.accept(int(token))
+            token = int(made.logits[step].argmax() if forced is None else forced[step])
+            made.tokens[step] = token
+            session.accept(token)
+            if on_progress:
+                on_progress(ids.size + step + 1, ids.size + count)
+            if forced is None and token in session.manifest.eos_token_ids:
+                made.logits, made.tokens = made.logits[: step + 1], made.tokens[: step + 1]
+                break
     finally:
         session.backend = inner
     return made
+
+
+def origins(made: Recording) -> list[Array]:
+    """Which tokens were kept: C x (L, Hkv, keep) int32, numbered from 0 as they were read.
+
+    Slots say it only until the first compression moves them.
+    """
+    found: list[Array] = []
+    read = 0
+    for fill, kept in zip(made.fill, made.kept, strict=True):
+        before = found[-1] if found else np.empty((*kept.shape[:2], 0), np.int32)
+        fresh = np.arange(read, read + fill - before.shape[-1], dtype=np.int32)
+        read += fresh.size
+        held = np.concatenate([before, np.broadcast_to(fresh, (*kept.shape[:2], fresh.size))], -1)
+        found.append(np.take_along_axis(held, kept, axis=-1))
+    return found
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One run against a reference run that followed it (`potexport.following`).
 
-    cosine: smallest of any position's logits. top1: share of positions with the same best token.
-    overlap: smallest share, of any head of any compression, of kept slots that both chose.
+    cosine: smallest of any position's logits. top1: share of positions with the same best token;
+    gap: how far below the reference's best token another one lay at most, as a share of the
+        position's largest logit.
+    overlap: smallest share, of any head over all compressions, of kept slots that both chose.
     disagreements: how many of all `kept` slots the reference chose and the other run did not.
     noise: name of a score -> the largest difference in any slot, as a share of the largest score of
         its head. What decides on scores alone can only disagree about slots whose scores lie this
@@ -101,6 +137,7 @@ class Comparison:
 
     cosine: float
     top1: float
+    gap: float
     compressions: int
     overlap: float
     kept: int
@@ -114,19 +151,21 @@ def compare(mine: Recording, reference: Recording) -> Comparison:
         raise ValueError("the two runs did not compress at the same tokens")
     a, b = mine.logits.astype(np.float64), reference.logits.astype(np.float64)
     cosines = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    overlap, disagreements = 1.0, 0
+    rows, top = np.arange(len(b)), np.abs(b).max(-1, initial=0.0)
+    gaps = (b.max(-1, initial=-np.inf) - b[rows, a.argmax(-1)]) / top
+    lost = np.zeros(mine.kept[0].shape[:2] if mine.kept else (1, 1), int)  # of each head
     for kept, wanted in zip(mine.kept, reference.kept, strict=True):
         for head in np.ndindex(*wanted.shape[:2]):
-            both = np.intersect1d(kept[head], wanted[head]).size
-            overlap = min(overlap, both / wanted.shape[-1])
-            disagreements += wanted.shape[-1] - both
+            lost[head] += np.setdiff1d(wanted[head], kept[head]).size
+    of_each = sum(kept.shape[-1] for kept in mine.kept)
     return Comparison(
         cosine=float(cosines.min()) if cosines.size else 1.0,
         top1=float((a.argmax(-1) == b.argmax(-1)).mean()) if len(a) else 1.0,
+        gap=float(gaps.max()) if gaps.size else 0.0,
         compressions=len(reference.fill),
-        overlap=overlap,
+        overlap=1 - float(lost.max()) / max(of_each, 1),
         kept=sum(each.size for each in reference.kept),
-        disagreements=disagreements,
+        disagreements=int(lost.sum()),
         noise={
             name: max(
                 float((np.abs(one - other).max(-1) / np.abs(other).max(-1)).max())

@@ -29,11 +29,10 @@ class TorchBackend:
         # Tensors over the pot's own arrays: what the pot appends, the model sees.
         self._keys = [torch.from_numpy(array) for array in self.pot.keys]
         self._values = [torch.from_numpy(array) for array in self.pot.values]
-        self._mass: list[Tensor] = []
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         width = self.layout.pot.chunk
-        keys, values, logits, _ = self._run(ids, width)
+        keys, values, logits, _ = self.run_pass(ids, width)
         novelty = np.zeros(ids.size + 1, np.float32)
         if "novelty" in self.layout.needs:
             wanted = np.zeros((1, width), np.int32)
@@ -44,30 +43,27 @@ class TorchBackend:
         return float(novelty[-1])
 
     def decode(self, token: int, novelty: float) -> Array:
-        keys, values, logits, _ = self._run(np.array([token], np.int32), 1)
+        keys, values, logits, _ = self.run_pass(np.array([token], np.int32), 1)
         self.pot.append(keys, values, novelty, 1)
         row: Array = logits[0, 0].numpy()
         return row
 
     def observe(self, ids: Array) -> None:
-        self._mass = self._run(ids, self.layout.pot.catalyst_width, observe=True)[3]
+        mass = self.run_pass(ids, self.layout.pot.catalyst_width, observe=True)[3]
+        for array, tensor in zip(self.pot.mass, mass, strict=True):
+            array[...] = tensor.numpy()
 
     @torch.no_grad()
     def compress(self, keep: int) -> list[Array]:
-        novelty = [torch.from_numpy(array) for array in self.pot.novelty]
-        out = self.squeeze.run(
-            torch.tensor([self.pot.fill], dtype=torch.int32),
-            torch.tensor([keep], dtype=torch.int32),
-            self._keys,
-            self._values,
-            self._mass if "mass" in self.layout.needs else None,
-            novelty if "novelty" in self.layout.needs else None,
-        )
+        scores = [[torch.from_numpy(a) for a in each] for each in (self.pot.mass, self.pot.novelty)]
+        mass, novelty = (each or None for each in scores)
+        fill, count = (torch.tensor([n], dtype=torch.int32) for n in (self.pot.fill, keep))
+        out = self.squeeze.run(fill, count, self._keys, self._values, mass, novelty)
         self.pot.replace(_arrays(out.keys), _arrays(out.values), _arrays(out.novelty), keep)
         return [kept[:, :keep].numpy() for kept in out.kept]
 
     @torch.no_grad()
-    def _run(
+    def run_pass(
         self, ids: Array, width: int, *, observe: bool = False
     ) -> tuple[list[Array], list[Array], Tensor, list[Tensor]]:
         """New keys and values, logits and mass of one padded pass over the pot."""

@@ -174,6 +174,7 @@ def built_json(
         "bundle": str(output),
         "bytes": sum(file.size for file in manifest.files.values()),
         "files": {name: file.size for name, file in manifest.files.items()},
+        "npu": [asdict(npu) for npu in manifest.npu],
         "seconds": round(seconds, 3),
         "stages": {name: round(value, 3) for name, value in stages.items()},
     }
@@ -181,8 +182,30 @@ def built_json(
 
 def built(output: Path, manifest: Manifest, seconds: float) -> None:
     total = sum(file.size for file in manifest.files.values())
+    for part in compiled(manifest):
+        _print([part])
     click.echo(f"{output}: {size(total)}, {manifest.pot.slots:,} slots, built in {seconds:.1f} s")
     click.echo(f'next: potexport run {shlex.quote(str(output))} "Who are you?"')
+
+
+def compiled(manifest: Manifest) -> list[Table | Text]:
+    """For each chip: what became of each graph, and what its contexts weigh."""
+    weights = manifest.files[manifest.weights].size
+    shown: list[Table | Text] = []
+    for npu in manifest.npu:
+        table = Table("graph", "nodes, all on the HTP", "compiled in", "compiler's memory")
+        for name, context in npu.contexts.items():
+            nodes, took = str(sum(context.nodes.values())), f"{context.seconds:.1f} s"
+            table.add_row(name, nodes, took, size(context.peak_memory))
+        total = sum(context.bytes for context in npu.contexts.values())
+        where = "NPU" if npu.compress_on == "npu" else "CPU"
+        gate = "" if npu.gate is None else f" (its emulator kept {npu.gate:.1%} of the CPU's slots)"
+        summary = (
+            f"{npu.soc}, {npu.chip}: {size(total)} of contexts that share their weights, "
+            f"{total / weights:.2f} x {manifest.weights}; compressions on the {where}{gate}"
+        )
+        shown += [table, Text(summary)]
+    return shown
 
 
 def bundle(folder: Path, manifest: Manifest) -> None:
@@ -196,6 +219,7 @@ def bundle(folder: Path, manifest: Manifest) -> None:
             *_graphs(manifest.layout),
             _pairs("Files", {**files, MANIFEST: size((folder / MANIFEST).stat().st_size)}),
             _memory_lines(_memory(weights, manifest.layout)),
+            *compiled(manifest),
             _pairs("Built with", manifest.tools),
         ]
     )
@@ -212,7 +236,7 @@ def report(found: Report) -> None:
         mark = Text("✓", "green") if check.passed else Text("✗", "red")
         cells = (check.name, _number(check.measured), _number(check.tolerance), check.detail)
         table.add_row(mark, *map(Text, cells))
-    _print([table])
+    _print([table, *map(Text, found.notes)])
 
 
 def _number(value: float | str) -> str:
@@ -229,8 +253,10 @@ def policies(found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def targets(found: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table("target", "runs on", "precisions", "proven")
+    table = Table("target", "runs on", "chips (--soc)", "precisions", "state", "how")
     for name, target in found.items():
+        chips = ", ".join(soc["name"] for soc in target["socs"]) or "any"
         precisions = ", ".join(target["precisions"])
-        table.add_row(*map(Text, (name, target["summary"], precisions, target["proven"])))
+        cells = (name, target["summary"], chips, precisions, target["state"], target["note"])
+        table.add_row(*map(Text, cells))
     _print([table])

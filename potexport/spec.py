@@ -11,7 +11,7 @@ a chunk, P catalyst width, K keep_max, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 
 from potexport.errors import PotexportError
@@ -22,6 +22,7 @@ PRECISIONS: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
 LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
+EMBEDDED = "inputs_embeds"  # takes the place of input_ids where the host looks embeddings up
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,14 @@ class GraphSpec:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def with_embeddings(self, size: int, dtype: str) -> GraphSpec:
+        """The same graph, given (1, width, size) rows of the embedding table instead of ids."""
+        inputs = (
+            TensorSpec(EMBEDDED, dtype, (*t.shape, size)) if t.name == "input_ids" else t
+            for t in self.inputs
+        )
+        return replace(self, inputs=tuple(inputs))
 
     def to_json(self) -> dict[str, object]:
         return {

@@ -17,7 +17,7 @@ from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, padded
 from potexport.runtime.pot import Pot
-from potexport.spec import GraphSpec
+from potexport.spec import EMBEDDED, GraphSpec
 
 
 class Binding(Protocol):
@@ -51,18 +51,28 @@ class Runner(Protocol):
 class BoundBackend:
     """See `runtime.backend.Backend` for each method."""
 
-    def __init__(self, manifest: Manifest, runner: Runner, files: Mapping[str, Path]) -> None:
-        """files: of each graph of the manifest."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        runner: Runner,
+        files: Mapping[str, Path],
+        *,
+        table: Array | None = None,
+    ) -> None:
+        """files: of each graph of the manifest. table: (V, E), where the graphs take rows of the
+        embedding instead of token ids."""
         self.manifest, self._runner = manifest, runner
         self.pot = Pot(manifest.layout)
-        self._graphs = {
-            name: BoundGraph(runner.load(files[name]), files[name], spec, self.pot)
-            for name, spec in manifest.graphs.items()
-        }
+        self._graphs = {}
+        for name, spec in manifest.graphs.items():
+            if table is not None:
+                spec = spec.with_embeddings(table.shape[1], table.dtype.name)
+            loaded = runner.load(files[name])
+            self._graphs[name] = BoundGraph(loaded, files[name], spec, self.pot, table)
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         graph = self._graphs["prefill"]
-        padded(graph.arrays["input_ids"], ids)
+        graph.give(ids)
         novelty = np.zeros(ids.size + 1, np.float32)
         if "next_ids" in graph.arrays:
             padded(graph.arrays["next_ids"], next_ids)
@@ -78,7 +88,7 @@ class BoundBackend:
 
     def decode(self, token: int, novelty: float) -> Array:
         graph = self._graphs["decode"]
-        graph.arrays["input_ids"][0, 0] = token
+        graph.give(np.array([token]))
         graph.run(self.pot.fill)
         self.pot.append(graph.keys, graph.values, novelty, 1)
         logits: Array = graph.arrays["logits"][0, 0]
@@ -86,7 +96,7 @@ class BoundBackend:
 
     def observe(self, ids: Array) -> None:
         graph = self._graphs["observe"]
-        padded(graph.arrays["input_ids"], ids)
+        graph.give(ids)
         graph.arrays["query_weights"][:] = np.arange(graph.arrays["query_weights"].size) < ids.size
         graph.run(self.pot.fill)
 
@@ -106,7 +116,9 @@ class BoundGraph:
     """One graph with all of its inputs and outputs bound: the pot's arrays, and buffers of its own
     for the rest."""
 
-    def __init__(self, loaded: Loaded, path: Path, spec: GraphSpec, pot: Pot) -> None:
+    def __init__(
+        self, loaded: Loaded, path: Path, spec: GraphSpec, pot: Pot, table: Array | None
+    ) -> None:
         declared = {**loaded.inputs, **loaded.outputs}
         for tensor in (*spec.inputs, *spec.outputs):
             if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
@@ -119,6 +131,7 @@ class BoundGraph:
                 f"{path.name} has {sorted(declared)}, which the manifest does not; build the "
                 "bundle again"
             )
+        self._table = table
         self.arrays: dict[str, Array] = {}
         self._binding = loaded.binding()
         self._layers = len(pot.keys)
@@ -141,6 +154,15 @@ class BoundGraph:
         them."""
         names = (name.format(layer) for layer in range(self._layers))
         return [self.arrays[each] for each in names if each in self.arrays]
+
+    def give(self, ids: Array) -> None:
+        """Set the tokens of the next run, fewer than the graph's width or as many."""
+        if self._table is None:
+            padded(self.arrays["input_ids"], ids)
+            return
+        rows = self.arrays[EMBEDDED][0]
+        rows[: ids.size] = self._table[ids]
+        rows[ids.size :] = self._table[0]  # what is padded is masked, but must be finite
 
     def run(self, fill: int) -> None:
         self.arrays["past_seq_len"][0] = fill

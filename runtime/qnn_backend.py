@@ -7,6 +7,7 @@ gets unshared ones; and whoever cannot afford a crash runs this in a process of 
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
-from potexport.runtime.bound import BoundBackend
+from potexport.runtime.bound import BoundBackend, Loaded
+from potexport.runtime.onnxruntime_backend import map_weights
+from potexport.runtime.ort_capi import SharedSessions
 
 PROVIDER = "QNNExecutionProvider"
 DTYPES = {
@@ -27,16 +30,57 @@ DTYPES = {
 
 
 class QnnBackend(BoundBackend):
-    """All graphs of a bundle, from contexts compiled for one chip."""
+    """The graphs of a bundle from contexts compiled for one chip; those that have none, from the
+    bundle's own files on the CPU."""
 
-    def __init__(self, manifest: Manifest, contexts: Mapping[str, Path], *, shared: bool) -> None:
-        """contexts: the file of each graph. shared: they hold one copy of the weights together."""
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: Manifest,
+        contexts: Mapping[str, Path],
+        *,
+        embedding: str | None,
+        shared: bool,
+        threads: int,
+    ) -> None:
+        """
+        Args:
+            contexts: graph -> its file.
+            embedding: the weight that ids are looked up in, where the contexts take its rows.
+            shared: the contexts hold one copy of the weights together.
+            threads: for graphs on the CPU.
+        """
         if shared and emulated():
             raise PotexportError(
                 "contexts that share their weights run on a device only; the emulator needs "
                 "unshared ones"
             )
-        super().__init__(manifest, _Contexts(list(contexts.values()), shared=shared), contexts)
+        weights = map_weights(Path(folder) / manifest.weights)
+        files = {name: Path(folder) / f"{name}.onnx" for name in manifest.graphs} | dict(contexts)
+        runner = _Mixed(
+            Contexts(list(contexts.values()), shared=shared),
+            SharedSessions(threads=threads, weights=weights),
+            frozenset(contexts.values()),
+        )
+        table = None if embedding is None else weights[embedding]
+        super().__init__(manifest, runner, files, table=table)
+
+
+class _Mixed:
+    """Opens each graph where it belongs; see `runtime.bound.Runner`."""
+
+    def __init__(self, npu: Contexts, cpu: SharedSessions, on_npu: frozenset[Path]) -> None:
+        self._npu, self._cpu, self._on_npu = npu, cpu, on_npu
+
+    def load(self, path: Path) -> Loaded:
+        return self._npu.load(path) if path in self._on_npu else self._cpu.load(path)
+
+    def drop_pages(self) -> None:
+        self._cpu.drop_pages()  # of the table, the only one that is read
+
+    def close(self) -> None:
+        self._cpu.close()
+        self._npu.close()
 
 
 def qnn_devices() -> list[Any]:
@@ -63,13 +107,13 @@ def qnn_devices() -> list[Any]:
     return [d for d in devices if d.device.type == npu] or devices  # x86 shows its CPU alone
 
 
-class _Contexts:
+class Contexts:
     """Opens contexts; see `runtime.bound.Runner`."""
 
     def __init__(self, files: list[Path], *, shared: bool) -> None:
         self._devices, self._last, self._shared = qnn_devices(), files[-1], shared
 
-    def load(self, path: Path) -> _Context:
+    def load(self, path: Path) -> Loaded:
         import onnxruntime
 
         if not path.is_file():

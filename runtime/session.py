@@ -19,6 +19,7 @@ from potexport import bundle
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, Backend
+from potexport.runtime.provider import open_backend
 from potexport.runtime.sampling import Sampler, Sampling, surprise
 from potexport.runtime.text import StopStrings, Text
 
@@ -76,24 +77,30 @@ class Session:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike[str], *, threads: int | None = None, check: bool = True
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        soc: str | None = None,
+        threads: int | None = None,
+        check: bool = True,
     ) -> Session:
         """Load a bundle.
 
         Args:
-            threads: of the graphs; all that this process may use by default.
+            backend: "npu", "cpu", or "auto": the NPU if the bundle was compiled for this device's.
+            soc: the chip to take the contexts of; this device's by default.
+            threads: of graphs on the CPU; all that this process may use by default.
             check: compare every file's SHA-256 with the manifest; sizes are compared in any case.
 
         Raises PotexportError for a bundle that is missing, incomplete, altered or of a newer
         format.
         """
-        from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
-
         manifest = bundle.read(folder)
         bundle.check_files(folder, manifest, digests=check)
         text = Text.open(os.fspath(folder))
-        backend = OnnxRuntimeBackend(folder, manifest, threads=threads or _cores())
-        return cls(manifest, backend, text)
+        opened = open_backend(folder, manifest, on=backend, threads=threads or _cores(), soc=soc)
+        return cls(manifest, opened, text)
 
     @property
     def stats(self) -> Stats:

@@ -1,10 +1,10 @@
 """The NPU (Hexagon HTP) of Android phones with a Snapdragon, through ONNX Runtime and QNN.
 
-Compiled ahead of time for one chip. fp16 is what the HTP computes in, whatever a graph says.
+Compiled ahead of time for a chip. fp16 is what the HTP computes in, whatever a float graph says. An
+HTP computes all slots of a pot at every token, filled or not, so its default pot is smaller.
 """
 
-from potexport.targets import Target
-from potexport.targets._qualcomm import Soc
+from potexport.targets import Soc, Target
 
 TARGET = Target(
     name="android-npu",
@@ -12,11 +12,18 @@ TARGET = Target(
     runtime="onnxruntime-qnn",
     precisions=("fp16",),
     default_precision="fp16",
-    proven="executed here",  # on Qualcomm's x86 emulator of the HTP; never on a phone
-)
-SOCS = (
-    Soc("sm8550", "Snapdragon 8 Gen 2", 73, 43),
-    Soc("sm8650", "Snapdragon 8 Gen 3", 75, 57),
-    Soc("sm8750", "Snapdragon 8 Elite", 79, 69),
-    Soc("sm8850", "Snapdragon 8 Elite Gen 5", 81, 87),
+    proven="executed here",
+    note="on Qualcomm's x86 emulator of the HTP, never on a phone",
+    slots=512,
+    chunk=32,
+    lowest_opset=23,
+    compiler="npu",
+    package="onnxruntime_qnn",
+    extra="qnn",
+    socs=(
+        Soc("sm8550", "Snapdragon 8 Gen 2", 73, 43),
+        Soc("sm8650", "Snapdragon 8 Gen 3", 75, 57),
+        Soc("sm8750", "Snapdragon 8 Elite", 79, 69),
+        Soc("sm8850", "Snapdragon 8 Elite Gen 5", 81, 87),
+    ),
 )

@@ -9,4 +9,5 @@ TARGET = Target(
     precisions=("fp32", "fp16"),
     default_precision="fp32",
     proven="executed here",
+    note="x86-64 Linux",
 )

@@ -16,20 +16,28 @@ import pytest
 import torch
 
 from potexport import bundle, htp, loader, pipeline
-from potexport.following import FollowingBackend
-from potexport.graphs.model import PotModel
-from potexport.graphs.policies._find import make_policy
+from potexport.bundle import Manifest
+from potexport.following import Oracle
 from potexport.recording import Recording, record
-from potexport.runtime.session import Session
 from potexport.runtime.text import Text
-from potexport.spec import Layout
-from potexport.targets.android_npu import SOCS
+from potexport.targets import android_npu
 from tests import tiny
-from tests.parity.conftest import POT
 
-SOC = SOCS[1]
+(SOC,) = android_npu.TARGET.chips(["sm8650"])
+# More than eight tokens a chunk: the HTP lays tensors out in blocks of eight rows.
+POT: dict[str, Any] = {
+    "pot": 112,
+    "chunk": 12,
+    "keep": 56,
+    "keep_max": 90,
+    "catalyst_width": 10,
+    "sink": 2,
+    "recent": 5,
+}
+# Pooling makes one near tie exchange a window of slots: 13 would be a quarter of these pots.
+SETTINGS: dict[str, dict[str, Any]] = {"infinipot": {"pool": 3}}
 CATALYST = [5, 9, 200, 33, 41]
-READ, FORCED = 180, 120  # tokens: at least five compressions while reading, four while decoding
+READ, FORCED = 300, 120  # tokens: five compressions and more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,37 +51,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A model folder, and the fp16 bundle of it that is compiled."""
+    """A model folder, the bundle of it for the NPU, and unshared contexts of the same graphs."""
 
     model: Path
-    half: Path
+    bundle: Path
+    contexts: dict[str, Path]
 
     @property
-    def graphs(self) -> list[str]:
-        return list(bundle.read(self.half).graphs)
-
-    @property
-    def contexts(self) -> dict[str, Path]:
-        return htp.contexts(self.half.parent / "contexts", self.graphs, SOC)
+    def manifest(self) -> Manifest:
+        return bundle.read(self.bundle)
 
     def on_emulator(self) -> Recording:
-        ids = tokens()
-        return htp.read(self.half, self.contexts, ids[:READ], forced=ids[READ:], catalyst=CATALYST)
+        ids, (npu,) = tokens(), self.manifest.npu
+        return htp.read(
+            self.bundle,
+            self.contexts,
+            ids[:READ],
+            embedding=npu.embedding,
+            forced=ids[READ:],
+            catalyst=CATALYST,
+        )
 
-    @torch.no_grad()
-    def follow(self, leader: Recording) -> Recording:
-        """The same in fp32 PyTorch, which goes on with what the leader kept."""
-        manifest = bundle.read(self.half)
-        facts, pot, needs = manifest.model, manifest.pot, frozenset(manifest.policy.needs)
+    @property
+    def oracle(self) -> Oracle:
+        """The loop in fp32 PyTorch."""
         model = loader.load_model(
             loader.resolve(str(self.model)), dtype=torch.float32, attn_implementation="sdpa"
         )
-        policy = make_policy(manifest.policy.name, manifest.policy.settings)
-        layout = Layout(facts, pot, needs)
-        backend = FollowingBackend(PotModel(model, pot), policy, layout, leader)
-        session = Session(manifest, backend, Text.open(str(self.half)))
+        return Oracle.of(self.manifest, model, Text.open(str(self.bundle)))
+
+    @torch.no_grad()
+    def follow(self, leader: Recording) -> Recording:
         ids = tokens()
-        return record(session, ids[:READ], forced=ids[READ:], catalyst=CATALYST)
+        return record(self.oracle.session(leader), ids[:READ], forced=ids[READ:], catalyst=CATALYST)
 
 
 def tokens() -> np.ndarray[Any, Any]:
@@ -88,12 +98,19 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]
     def maker(family: str, policy: str) -> Case:
         if (family, policy) not in made:
             folder = tmp_path_factory.mktemp("npu")
-            new = Case(folder / "model", folder / "half")
-            tiny.save(new.model, family)
-            asked = pipeline.Options(model=str(new.model), policy=policy, precision="fp16", **POT)
-            pipeline.build(asked, new.half)
-            htp.compile_graphs(new.half, new.graphs, SOC, folder / "contexts", shared=False)
-            made[family, policy] = new
+            model = tiny.save(folder / "model", family)
+            options = pipeline.Options(
+                model=str(model),
+                target="android-npu",
+                soc=(SOC.name,),
+                policy=policy,
+                settings=SETTINGS.get(policy, {}),
+                **POT,
+            )
+            graphs = list(pipeline.build(options, folder / "bundle").graphs)
+            htp.compile_graphs(folder / "bundle", graphs, SOC, folder / "apart", shared=False)
+            apart = htp.contexts(folder / "apart", graphs, SOC)
+            made[family, policy] = Case(model, folder / "bundle", apart)
         return made[family, policy]
 
     return maker

@@ -37,7 +37,7 @@ def both(content: bytes, x: np.ndarray[Any, Any]) -> tuple[Any, Any, dict[str, i
     """Results before and after, and what fired."""
     ids = np.array([0, 3, 11, 7, 7]).reshape(1, 5, 1)
     model = ir.from_proto(onnx.load_from_string(content))
-    fired = lower(model)
+    fired = lower(model).fired
     results = [
         onnxruntime.InferenceSession(each).run(None, {"x": x, "ids": ids})[0]
         for each in (content, ir.to_proto(model).SerializeToString())
