@@ -6,24 +6,23 @@ Nothing heavy is imported before the command that needs it: `potexport --help` i
 from __future__ import annotations
 
 import errno
-import json as jsonlib
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from potexport import __version__
+from potexport import __version__, cli_npu
+from potexport.cli_parts import Function, as_json
+from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
 from potexport.spec import PRECISIONS
 
 if TYPE_CHECKING:
     from potexport.runtime.reading import Document
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 # What a person can cause and cure; any other OSError is a bug and shows its traceback.
 CURABLE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -61,16 +60,6 @@ class Commands(click.Group):
 def _fail(message: str) -> NoReturn:
     click.echo(f"potexport: {' '.join(message.split())}", err=True)
     sys.exit(2)
-
-
-def _print_json(document: object, indent: int | None = 1) -> None:
-    click.echo(jsonlib.dumps(document, indent=indent))
-
-
-def as_json(function: Function) -> Function:
-    return click.option(
-        "--json", is_flag=True, help="Print one JSON object on stdout and nothing else."
-    )(function)
 
 
 def trust(function: Function) -> Function:
@@ -340,6 +329,10 @@ def targets(json: bool) -> None:
 
     found = {name: targets.load(name).to_json() for name in targets.names()}
     _print_json(found) if json else show.targets(found)
+
+
+cli.add_command(cli_npu.coverage)
+cli.add_command(cli_npu.push)
 
 
 def main() -> None:

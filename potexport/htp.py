@@ -97,7 +97,7 @@ def compile_graphs(
     # A folder of its own: the compiler refuses to replace a context, and may leave half of one.
     with (
         tempfile.TemporaryDirectory(prefix=".htp-", dir=output) as folder,
-        _rewritten_graphs(bundle) as prefix,
+        rewritten_graphs(bundle) as prefix,
     ):
         fresh, done = Path(folder).absolute(), list[Compiled]()
         for group in groups:
@@ -122,7 +122,7 @@ def compile_graphs(
 
 
 @contextmanager
-def _rewritten_graphs(bundle: Path) -> Iterator[str]:
+def rewritten_graphs(bundle: Path) -> Iterator[str]:
     """A prefix for files in the bundle, which are gone behind this block whatever happens in it."""
     if not os.access(bundle, os.W_OK):
         raise PotexportError(f"{bundle} is not writable; the compiler needs a place beside weights")

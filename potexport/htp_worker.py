@@ -31,8 +31,8 @@ def main(order: str, report: str) -> None:
             file.flush()
 
         try:
-            work = {"compile": _compile, "run": _run, "read": _read}[job["do"]]
-            if work(job, say):
+            work = {"compile": _compile, "run": _run, "read": _read, "place": _place, "tap": _tap}
+            if work[job["do"]](job, say):
                 say(finished=True)
         except PotexportError as error:
             say(mistake=str(error))
@@ -197,6 +197,18 @@ def _read(job: dict[str, Any], say: Say) -> bool:
     )
     made.save(Path(job["result"]))
     return True
+
+
+def _place(job: dict[str, Any], say: Say) -> bool:
+    from potexport import htp_taps
+
+    return htp_taps.place(job, say)
+
+
+def _tap(job: dict[str, Any], say: Say) -> bool:
+    from potexport import htp_taps
+
+    return htp_taps.tap(job, say)
 
 
 if __name__ == "__main__":

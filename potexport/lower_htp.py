@@ -220,8 +220,8 @@ def _replace(graph: ir.Graph, old: ir.Value, nodes: list[ir.Node], *, before: ir
     graph.insert_before(before, nodes)
     new = nodes[-1].outputs[0]
     new.shape, new.type = old.shape, old.type
+    new.name, old.name = old.name, None
     if old.is_graph_output():
-        new.name, old.name = old.name, None
         graph.outputs[list(graph.outputs).index(old)] = new
     old.replace_all_uses_with(new)
 

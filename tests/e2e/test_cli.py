@@ -51,7 +51,8 @@ def test_running_a_bundle_imports_no_toolchain(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["build", "run", "inspect", "verify", "policies", "targets", None]
+    "command",
+    ["build", "run", "inspect", "verify", "coverage", "push", "policies", "targets", None],
 )
 def test_every_command_has_help_and_json(cli: Cli, command: str | None) -> None:
     result = cli(*filter(None, [command]), "--help")
