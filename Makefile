@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 CACHE ?= .cache
 MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
+NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check unit verify bench format model clean help
+.PHONY: demo test check unit verify verify-npu docs bench format model clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +33,13 @@ unit: $(VENV)/ready  ## the fast tests alone
 verify: $(BUNDLE)/potexport.json  ## parity of the demo's bundle with PyTorch, over 10 compressions
 	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text data/pride-and-prejudice.txt
 
+verify-npu: $(NPU_BUNDLE)/potexport.json  ## SmolLM2 on the emulator of a Snapdragon's NPU
+	$(BIN)/potexport verify $(NPU_BUNDLE) --model $(MODEL) --text data/pride-and-prejudice.txt \
+	  --question "What is the name of the park that Mr. Bingley rents?"
+
+docs: $(VENV)/ready  ## the pages that are generated
+	$(BIN)/potexport targets --json | $(BIN)/python tools/what_runs_where.py > docs/targets.md
+
 bench: $(BUNDLE)/potexport.json  ## speed, memory and flatness over 100,000 tokens
 	$(BIN)/python tests/bench/measure.py $(BUNDLE)
 
@@ -52,6 +60,9 @@ $(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
 
 $(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --force
+
+$(NPU_BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(NPU_BUNDLE) --target android-npu --soc sm8650 --force
 
 clean:
 	rm -rf $(VENV) $(CACHE) build dist
