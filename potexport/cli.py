@@ -106,6 +106,8 @@ def cli() -> None:
               help="Last slots that are always kept. Default: 16.")  # fmt: skip
 @click.option("--precision", type=click.Choice(list(PRECISIONS)),
               help="Of weights and pot. Default: the target's.")  # fmt: skip
+@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text, some "
+              "pages of the kind that will be read; for --precision a16w8.")  # fmt: skip
 @click.option("--opset", type=int, metavar="VERSION",
               help="ONNX operator set, 18 to 23. Default: 23.")  # fmt: skip
 @click.option("--catalyst", metavar="TEXT", help="Instruction that scores the pot where there is "

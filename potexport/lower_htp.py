@@ -143,10 +143,12 @@ def _rms_norm(node: ir.Node) -> tuple[ir.Value, float, ir.Value, ir.Node] | None
     products = [n for n in node.outputs[0].consumers() if n.op_type == "Mul" and x in n.inputs]
     if len(products) != 1 or len(node.outputs[0].uses()) != 1:
         return None
+    y = products[0].outputs[0]
     before = x.producer()
-    source = before.inputs[0] if before is not None and before.op_type == "Cast" else x
-    assert source is not None
-    return source, epsilon, products[0].outputs[0], products[0]
+    source = before.inputs[0] if before is not None and before.op_type == "Cast" else None
+    # A norm in fp32 inside a model in fp16: x is cast, and y is cast back.
+    back = [n.outputs[0].dtype for n in y.consumers() if n.op_type == "Cast"]
+    return source if source is not None and source.dtype in back else x, epsilon, y, products[0]
 
 
 def _weighted(y: ir.Value, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:

@@ -114,6 +114,8 @@ def _full_pot(layout: Layout) -> dict[str, Array]:
         if tensor.name.startswith(("mass", "novelty")):
             order = [random.permutation(slots) for _ in range(tensor.shape[0])]
             return (np.stack(order) / 64).astype(tensor.dtype)
+        if tensor.dtype == "uint16":  # codes, with room for a turn
+            return random.integers(2**14, 3 * 2**14, tensor.shape).astype(np.uint16)
         return random.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
 
     return {tensor.name: content(tensor) for tensor in layout.graphs()["compress"].inputs}
@@ -126,7 +128,8 @@ def _compare(mine: dict[str, Array], wanted: dict[str, Array], layout: Layout) -
         both += sum(np.intersect1d(a, b).size for a, b in zip(kept, expected, strict=True))
         same = np.flatnonzero((kept == expected).all(axis=1))  # heads
         keys = (out[f"present.{layer}.key"][0, same, :, :keep] for out in (mine, wanted))
-        a, b = (each.astype(np.float32) for each in keys)
+        middle = 2**15 if layout.dtype == "uint16" else 0  # the code of zero
+        a, b = (each.astype(np.float32) - middle for each in keys)
         if same.size:
             off = max(off, float(np.abs(a - b).max() / np.abs(b).max()))
     heads = layout.facts.layers * layout.facts.kv_heads

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any
 from potexport import __version__, bundle, loader, targets
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
-from potexport.spec import PRECISIONS, Layout, ModelFacts, PotGeometry, default_geometry
+from potexport.spec import PRECISIONS, TRACED, Layout, ModelFacts, PotGeometry, default_geometry
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from potexport.calibrate import Ranges
+    from potexport.graphs.model import PotModel
     from potexport.graphs.policies import Policy
 
 # arXiv 2410.01518, the general catalyst (CaP-G).
 CATALYST = "\n\nSummarize the previous context highlighting the most important parts."
 OPSETS = (18, 23)
+CODES_FROM_OPSET = 21  # QuantizeLinear to uint16
 TOOLS = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 EXPORT_PACKAGES = (
     "torch", "transformers", "onnx", "onnxscript", "safetensors", "gguf", "accelerate"
@@ -56,6 +59,7 @@ class Options:
     compress_on: str | None = None
     opset: int = OPSETS[1]
     catalyst: str = CATALYST
+    calibration: Path | None = None  # text, for a16w8
     trust_remote_code: bool = False
 
 
@@ -72,6 +76,11 @@ class Plan:
     layout: Layout
     weight_bytes: int
     socs: tuple[targets.Soc, ...] = ()
+
+    @property
+    def traced(self) -> Layout:
+        """The contract of the graphs before they are quantized."""
+        return replace(self.layout, dtype=TRACED[self.precision])
 
     @property
     def pot_bytes(self) -> int:
@@ -100,6 +109,8 @@ def plan(options: Options) -> Plan:
         raise PotexportError(
             f"--opset is {options.opset}; it must be from {target.lowest_opset} to {OPSETS[1]}"
         )
+    if precision == "a16w8":
+        _can_calibrate(options)
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
     facts = model_facts(config)
@@ -116,6 +127,21 @@ def plan(options: Options) -> Plan:
         _weight_bytes(config, layout, trust_remote_code=options.trust_remote_code),
         socs,
     )
+
+
+def _can_calibrate(options: Options) -> None:
+    if options.opset < CODES_FROM_OPSET:
+        raise PotexportError(
+            f"--precision a16w8 needs --opset {CODES_FROM_OPSET} or higher; --opset is "
+            f"{options.opset}"
+        )
+    if options.calibration is None:
+        raise PotexportError(
+            "--precision a16w8 needs a text to calibrate on; give --calibration FILE"
+        )
+    from potexport.calibrate import read_text
+
+    read_text(options.calibration)
 
 
 def _compiler(target: targets.Target) -> Any:
@@ -181,7 +207,7 @@ def build(
     with bundle.new_folder(output, force=force) as folder:
         stage("weights")
         model, tokenizer = load(decided)
-        models = trace(decided, model, stage)
+        models = trace(decided, model, tokenizer, stage)
         stage("write")
         store_onnx.save(models, folder)
         stage("text")
@@ -213,24 +239,27 @@ def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
     loader.tokenizer_matches(tokenizer, decided.config)
     model = loader.load_model(
         decided.source,
-        dtype=getattr(torch, decided.layout.dtype),
+        dtype=getattr(torch, decided.traced.dtype),
         attn_implementation="eager",  # every model has it; ours takes its place
         trust_remote_code=decided.options.trust_remote_code,
     )
     return model, tokenizer
 
 
-def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.Model]:
+def trace(
+    decided: Plan, model: PreTrainedModel, tokenizer: Any, stage: Stage
+) -> dict[str, ir.Model]:
     """The four graphs, in memory. Takes over `model`."""
-    from potexport import export, lower_onnx
+    from potexport import export, lower_onnx, quantize, quantize_blocks
     from potexport.graphs.compress import Compress
     from potexport.graphs.model import PotModel
 
-    layout, opset = decided.layout, decided.options.opset
+    layout, opset = decided.traced, decided.options.opset
     specs = layout.graphs()
     with _refusing(layout.facts):
         core = PotModel(model, layout.pot)
         core.check_turn(layout.facts)
+        ranges = _ranges(decided, core, tokenizer, stage)
         stage("trace")
         whole = export.superset(core, layout, opset=opset)
     lower_onnx.fold_weight_transposes(whole)
@@ -246,7 +275,27 @@ def trace(decided: Plan, model: PreTrainedModel, stage: Stage) -> dict[str, ir.M
             models[name] = lower_onnx.cut(compress, specs[name])
         else:
             models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+    if ranges is not None:
+        quantize.a16w8(models, ranges)
+    elif decided.precision == "w4":
+        quantize_blocks.w4(models)
     return models
+
+
+def _ranges(decided: Plan, core: PotModel, tokenizer: Any, stage: Stage) -> Ranges | None:
+    """What a quantization of activations needs to know, by running the loop; None for others."""
+    if decided.precision != "a16w8":
+        return None
+    from potexport import calibrate
+
+    stage("calibrate")
+    assert decided.options.calibration is not None  # `plan` saw to it
+    text = calibrate.read_text(decided.options.calibration)
+    ids, starts = calibrate.tokens(text, tokenizer, decided.traced)
+    catalyst = tokenizer.encode(decided.options.catalyst, add_special_tokens=False)
+    return calibrate.calibrate(
+        core, decided.policy, decided.traced, ids, catalyst=catalyst, starts=starts
+    )
 
 
 @contextmanager

@@ -16,8 +16,15 @@ from math import prod
 
 from potexport.errors import PotexportError
 
-ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int32": 4, "int64": 8}
-PRECISIONS: Mapping[str, str] = {"fp32": "float32", "fp16": "float16"}
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8}
+# The type of keys and values, by precision; uint16 ones are codes (`potexport.quantize`).
+PRECISIONS: Mapping[str, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "a16w8": "uint16",
+    "w4": "float16",
+}
+TRACED: Mapping[str, str] = {**PRECISIONS, "a16w8": "float32"}  # the type that graphs are traced in
 # Scores of policies stay below those of slots that must stay, in fp16 as well (`graphs.select`).
 LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}
 MODEL_GRAPHS = ("prefill", "decode", "observe")

@@ -23,6 +23,7 @@ EXTERNAL_FROM = 1024  # bytes; below, a constant stays in its graph
 ELEMENT_TYPES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.UINT16: "uint16",
     onnx.TensorProto.INT32: "int32",
     onnx.TensorProto.INT64: "int64",
 }

@@ -53,7 +53,9 @@ _FUNCTIONS: Final = {
 }  # fmt: skip
 _LETTERS: Final = {"p": ctypes.c_void_p, "i": ctypes.c_int, "z": ctypes.c_size_t}
 # numpy's name -> ONNX's TensorProto.DataType
-_ELEMENT_TYPES: Final = dict(float32=1, uint8=2, int8=3, int32=6, int64=7, bool=9, float16=10)
+_ELEMENT_TYPES: Final = dict(
+    float32=1, uint8=2, int8=3, uint16=4, int32=6, int64=7, bool=9, float16=10
+)
 _API_VERSION, _LOG_FATAL, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 8, 4, 1, 0  # as in the header
 _DROP_PERIOD: Final = 0.005  # seconds; packing touches some 10 MB of the file in that time
 

@@ -17,13 +17,14 @@ from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend, Loaded
-from potexport.runtime.onnxruntime_backend import map_weights
+from potexport.runtime.onnxruntime_backend import CONFIG, map_weights
 from potexport.runtime.ort_capi import SharedSessions
 
 PROVIDER = "QNNExecutionProvider"
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(uint16)": "uint16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
@@ -59,7 +60,7 @@ class QnnBackend(BoundBackend):
         files = {name: Path(folder) / f"{name}.onnx" for name in manifest.graphs} | dict(contexts)
         runner = _Mixed(
             Contexts(list(contexts.values()), shared=shared),
-            SharedSessions(threads=threads, weights=weights),
+            SharedSessions(threads=threads, weights=weights, config=CONFIG),
             frozenset(contexts.values()),
         )
         table = None if embedding is None else weights[embedding]

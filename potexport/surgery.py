@@ -1,0 +1,68 @@
+"""What both quantizations do to a graph: find its products, share new constants, swap values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass
+class Report:
+    """What became of the matrix products, by weight name."""
+
+    quantized: set[str] = field(default_factory=set)
+    kept_float: set[str] = field(default_factory=set)
+
+
+class Weights:
+    """Constants by name, each made once and then given to every graph that asks."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, ir.Tensor[Any]] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape.numpy()
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        self._tensors[name] = ir.Tensor(array, name=name)
+
+    def value(self, graph: ir.Graph, name: str) -> ir.Value:
+        return initializer(graph, self._tensors[name])
+
+
+def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
+    """Every product with a weight of the model, and that weight."""
+    for node in graph:
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+        if weight is not None and weight.is_initializer() and ".weight" in str(weight.name):
+            yield node, weight
+
+
+def initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:
+    name = str(tensor.name)
+    if name in graph.initializers:
+        return graph.initializers[name]
+    value = ir.Value(
+        name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def typed(value: ir.Value, like: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:
+    value.shape = like.shape
+    value.type = like.type if dtype is None else ir.TensorType(dtype)
+    return value
+
+
+def take_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be the graph's output in the place of `old`, under its name."""
+    new.name, old.name = old.name, None
+    graph.outputs[list(graph.outputs).index(old)] = new
