@@ -1,4 +1,8 @@
-"""Each compiled graph by itself: one run on the emulator over a pot that PyTorch filled."""
+"""Each compiled graph by itself: one run on the emulator over a pot that was filled elsewhere.
+
+Float graphs are held against PyTorch in fp32, quantized ones against the same graph on the CPU:
+what quantization costs is another question than whether the chip computes what was asked.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,16 @@ import numpy as np
 
 from potexport import htp
 from potexport.bundle import Npu
+from potexport.quantize import MIDDLE
 from potexport.runtime.backend import padded
-from potexport.runtime.onnxruntime_backend import map_weights
-from potexport.spec import EMBEDDED, GraphSpec
+from potexport.runtime.onnxruntime_backend import CONFIG, map_weights
+from potexport.spec import EMBEDDED, QUANTIZED, GraphSpec
 
 if TYPE_CHECKING:
     from potexport.parity import Report
     from potexport.reference import TorchBackend
-    from potexport.runtime.backend import Array
+    from potexport.runtime.backend import Array, Backend
+    from potexport.runtime.pot import Pot
     from potexport.runtime.session import Session
 
 Arrays = dict[str, "Array"]
@@ -42,34 +48,42 @@ def check(
         files: unshared contexts, by graph. eager: a session over TorchBackend in fp32.
         ids: more tokens than the pot has slots. catalyst: what scores the pot.
     """
+    from potexport.runtime.session import Session
+
     manifest, chunk = eager.manifest, eager.manifest.pot.chunk
-    eager.reset()
-    eager.feed(ids[: (manifest.pot.slots // chunk - 1) * chunk + 1])
-    oracle: TorchBackend = eager.backend  # type: ignore[assignment]
-    fill = oracle.pot.fill
+    quantized = manifest.precision in QUANTIZED
+    source = Session.open(folder, backend="cpu", check=False) if quantized else eager
+    source.reset()
+    source.feed(ids[: (manifest.pot.slots // chunk - 1) * chunk + 1])
+    pot = source.backend.pot
     if "mass" in manifest.policy.needs:
-        oracle.observe(catalyst)
+        source.backend.observe(catalyst)
     table = None if npu.embedding is None else map_weights(folder / manifest.weights)[npu.embedding]
-    ahead = ids[fill : fill + chunk + 1]
+    ahead = ids[pot.fill : pot.fill + chunk + 1]
     tokens = {"prefill": ahead[:-1], "decode": ahead[:1], "observe": catalyst}
-    given = {
-        graph: _inputs(manifest.graphs[graph], oracle, tokens.get(graph), ahead[1:], table)
-        for graph in files
-    }
-    given["compress"]["keep"][0] = manifest.pot.keep
-    made = htp.run(files, given)
-    where = f"over {fill} of {manifest.pot.slots} slots, against PyTorch in fp32"
+    specs = manifest.graphs
+    over = {g: _inputs(specs[g], pot, tokens.get(g), ahead[1:], manifest.pot.keep) for g in files}
+    made = htp.run(files, {graph: _embedded(given, table) for graph, given in over.items()})
+    against = "the same graph on the CPU" if quantized else "PyTorch in fp32"
+    where = f"over {pot.fill} of {manifest.pot.slots} slots, against {against}"
     for graph, outputs in made.items():
-        _compare(report, graph, outputs, _expected(graph, oracle, given[graph], tokens), where)
+        if quantized:
+            wanted = _on_cpu(folder / f"{graph}.onnx", over[graph], manifest.pot.keep)
+        else:
+            wanted = _in_torch(graph, source.backend, over[graph], tokens)
+        _compare(report, graph, outputs, wanted, where)
 
 
-def _inputs(
-    spec: GraphSpec, oracle: TorchBackend, ids: Array | None, next_ids: Array, table: Array | None
-) -> Arrays:
-    """What a graph is given, in the types of its context."""
-    if table is not None:
-        spec = spec.with_embeddings(table.shape[1], table.dtype.name)
-    pot = oracle.pot
+def _embedded(given: Arrays, table: Array | None) -> Arrays:
+    """As a context takes it: rows of the embedding for token ids, where it does."""
+    if table is None or "input_ids" not in given:
+        return given
+    rest = {name: array for name, array in given.items() if name != "input_ids"}
+    return {EMBEDDED: table[given["input_ids"]], **rest}
+
+
+def _inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: int) -> Arrays:
+    """What a portable graph is given."""
     per_slot = {"mass": pot.mass, "novelty": pot.novelty}
     arrays: Arrays = {}
     for tensor in spec.inputs:
@@ -81,30 +95,44 @@ def _inputs(
             array[...] = per_slot[kind][int(rest[0])]
         elif kind == "past_seq_len":
             array[...] = pot.fill
+        elif kind == "keep":
+            array[...] = keep
         elif kind == "next_ids":
             padded(array, next_ids)
         elif kind == "query_weights" and ids is not None:
             array[: ids.size] = 1
         elif kind == "input_ids" and ids is not None:
             padded(array, ids)
-        elif kind == EMBEDDED and ids is not None and table is not None:
-            array[0, : ids.size] = table[ids]
     return arrays
 
 
-def _expected(
-    graph: str, oracle: TorchBackend, given: Arrays, tokens: Mapping[str, Array]
-) -> Arrays:
-    """What the reference makes of the same, by the names of the contract."""
+def _on_cpu(path: Path, given: Arrays, keep: int) -> Arrays:
+    """What ONNX Runtime makes of it, every node as it is written."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    for key, value in CONFIG.items():
+        options.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    made = dict(zip(names, session.run(names, given), strict=True))
+    if any(name.startswith("kept.") for name in made):
+        return {name: made[name][:, :keep] for name in names if name.startswith("kept.")}
+    return made
+
+
+def _in_torch(graph: str, backend: Backend, given: Arrays, tokens: Mapping[str, Array]) -> Arrays:
+    """What PyTorch makes of the same, by the names of the contract."""
     import torch
 
+    oracle: TorchBackend = backend  # type: ignore[assignment]
     if graph == "compress":
         fill = oracle.pot.fill
         kept = oracle.compress(int(given["keep"][0]))
         oracle.pot.fill = fill
         return {f"kept.{layer}": slots for layer, slots in enumerate(kept)}
     ids = tokens[graph]
-    width = given[EMBEDDED if EMBEDDED in given else "input_ids"].shape[1]
+    width = given["input_ids"].shape[1]
     keys, values, logits, mass = oracle.run_pass(ids, width, observe=graph == "observe")
     if graph == "observe":
         return {f"mass.{layer}": tensor.numpy() for layer, tensor in enumerate(mass)}
@@ -135,7 +163,13 @@ def _compare(report: Report, graph: str, made: Arrays, wanted: Arrays, where: st
 
 def _relative(mine: Array, wanted: Array) -> float:
     """The largest difference, as a share of the largest value."""
-    return float(np.abs(mine.astype(np.float64) - wanted).max() / np.abs(wanted).max())
+    a, b = (_numbers(each) for each in (mine, wanted))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def _numbers(array: Array) -> Array:
+    """Codes as numbers of steps, everything else as it is; float64."""
+    return array.astype(np.float64) - (MIDDLE if array.dtype == np.uint16 else 0)
 
 
 def _cosine(mine: Array, wanted: Array) -> float:
