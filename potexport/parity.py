@@ -168,7 +168,7 @@ def _asked(session: Session, ids: Array, question: str | None, steps: int) -> Re
 
 def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     """Raise PotexportError, naming the difference, unless the bundle holds this model's weights."""
-    from potexport.pipeline import model_facts
+    from potexport.facts import model_facts
     from potexport.runtime.onnxruntime_backend import map_weights
 
     facts = model_facts(model.config)

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 from potexport import __version__, bundle, loader, targets
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
-from potexport.spec import PRECISIONS, TRACED, Layout, ModelFacts, PotGeometry, default_geometry
+from potexport.facts import model_facts, weight_bytes
+from potexport.spec import (
+    PRECISIONS,
+    TRACED,
+    Layout,
+    ModelFacts,
+    PotGeometry,
+    default_geometry,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -124,7 +132,7 @@ def plan(options: Options) -> Plan:
         precision,
         policy,
         layout,
-        _weight_bytes(config, layout, trust_remote_code=options.trust_remote_code),
+        weight_bytes(config, precision, trust_remote_code=options.trust_remote_code),
         socs,
     )
 
@@ -158,38 +166,6 @@ def _geometry(facts: ModelFacts, options: Options, target: targets.Target) -> Po
     return default_geometry(
         facts, slots=slots, chunk=chunk, **{name: getattr(options, name) for name in names}
     )
-
-
-def model_facts(config: PreTrainedConfig) -> ModelFacts:
-    """The graph-relevant numbers of a transformers config."""
-    try:
-        heads = config.num_attention_heads
-        return ModelFacts(
-            model_type=config.model_type,
-            layers=config.num_hidden_layers,
-            query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None)
-            or heads,  # absent where every head has its own
-            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-        )
-    except AttributeError as error:
-        raise PotexportError(
-            f"model type {config.model_type!r} is not supported: its config lacks {error.name}"
-        ) from error
-
-
-def _weight_bytes(config: PreTrainedConfig, layout: Layout, *, trust_remote_code: bool) -> int:
-    """Bytes of all weights, tied ones once, from an instance without storage."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        auto: Any = AutoModelForCausalLM
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    item = 4 if layout.dtype == "float32" else 2
-    return int(item * sum(weight.numel() for weight in model.parameters()))
 
 
 def build(

@@ -141,6 +141,7 @@ def plan(decided: Plan) -> None:
     policy = _settings(decided.options.policy, asdict(decided.policy))
     files = {"weights.safetensors": f"about {size(decided.weight_bytes)}"}
     files |= {f"{name}.onnx": "below 2 MB" for name in decided.layout.graphs()}
+    files |= {f"*.{soc.name}*": "contexts, about as large as the weights" for soc in decided.socs}
     _print(
         [
             *_geometry(decided.layout, policy, decided.precision, decided.target.name),

@@ -24,7 +24,7 @@ PRECISIONS: Mapping[str, str] = {
     "a16w8": "uint16",
     "w4": "float16",
 }
-QUANTIZED = frozenset(("a16w8", "w4"))
+QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w4": 0.5625}  # bytes a weight, scales included
 TRACED: Mapping[str, str] = {**PRECISIONS, "a16w8": "float32"}  # the type that graphs are traced in
 # Scores of policies stay below those of slots that must stay, in fp16 as well (`graphs.select`).
 LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}

@@ -72,7 +72,9 @@ def test_no_file_and_no_function_outgrows_the_house() -> None:
                 assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}: {node.name}"
 
 
-@pytest.mark.parametrize("module", ["session", "onnxruntime_backend", "reading"])
+@pytest.mark.parametrize(
+    "module", ["session", "onnxruntime_backend", "provider", "qnn_backend", "reading", "selftest"]
+)
 def test_the_runtime_needs_no_torch(module: str) -> None:
     """In a process of its own, where importing torch or transformers fails."""
     program = (

@@ -1,0 +1,50 @@
+"""What a transformers config says of a model, in the project's words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from potexport.errors import PotexportError
+from potexport.spec import ITEM_BYTES, PRECISIONS, QUANTIZED, ModelFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def model_facts(config: PreTrainedConfig) -> ModelFacts:
+    """The graph-relevant numbers of a transformers config."""
+    try:
+        heads = config.num_attention_heads
+        return ModelFacts(
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            query_heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None)
+            or heads,  # absent where every head has its own
+            head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_position_embeddings,
+        )
+    except AttributeError as error:
+        raise PotexportError(
+            f"model type {config.model_type!r} is not supported: its config lacks {error.name}"
+        ) from error
+
+
+def weight_bytes(config: PreTrainedConfig, precision: str, *, trust_remote_code: bool) -> int:
+    """About how many bytes all weights take, from an instance without storage."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    table = model.get_input_embeddings().weight
+    sizes = [
+        weight.numel() for weight in model.parameters() if weight is not table
+    ]  # tied ones once
+    if precision not in QUANTIZED:
+        return int(ITEM_BYTES[PRECISIONS[precision]] * (table.numel() + sum(sizes)))
+    head = model.get_output_embeddings()
+    own = table.numel() if head is not None and head.weight is table else 0  # its codes, of 8 bits
+    return int(2 * table.numel() + own + QUANTIZED[precision] * sum(sizes))
