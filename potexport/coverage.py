@@ -22,6 +22,8 @@ from potexport import bundle, htp
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.htp_process import work
+from potexport.npu_graphs import inputs
+from potexport.recording import enough_tokens
 from potexport.runtime.backend import Array
 from potexport.targets import Soc, android_npu, windows_npu
 
@@ -158,10 +160,13 @@ def report(
     on_stage("fill the pot on the CPU")
     session = Session.open(folder, backend="cpu", check=False)
     following = _fill(session, _ids(session, text))
-    depths = [
-        _depth(folder, name, soc, _inputs(session, name, following), manifest, on_stage)
-        for name in looked_into
-    ]
+    depths = []
+    for name in looked_into:
+        spec, width = manifest.graphs[name], 1 if name == "decode" else manifest.pot.chunk
+        given = inputs(
+            spec, session.backend.pot, following[:width], following[1 : width + 1], keep=0
+        )
+        depths.append(_depth(folder, name, soc, given, manifest, on_stage))
     return Coverage(str(folder), soc.name, placements, tuple(depths))
 
 
@@ -210,15 +215,8 @@ def _ids(session: Session, text: str | None) -> Array:
     """Tokens to fill the pot once, compress it, fill half of what is free, and one pass more."""
     pot = session.manifest.pot
     needed = pot.slots + (pot.slots - pot.keep) // 2 + 2 * pot.chunk + 1
-    if text is None:
-        return np.random.default_rng(0).integers(0, session.manifest.model.vocab_size, needed)
-    ids = session.text.encode(text[: needed * 20])
-    if ids.size < needed:
-        raise PotexportError(
-            f"the text has {ids.size} tokens; to fill this pot and compress it takes {needed}: "
-            "give a longer --text"
-        )
-    return ids[:needed]
+    short = f"to fill this pot and compress it takes {needed}: give a longer --text"
+    return enough_tokens(session, text, needed, short)
 
 
 def _fill(session: Session, ids: Array) -> Array:
@@ -228,23 +226,6 @@ def _fill(session: Session, ids: Array) -> Array:
     if session.backend.pot.fill + pot.chunk > pot.slots:
         session.compress()
     return ids[session.stats.tokens_read :]
-
-
-def _inputs(session: Session, name: str, following: Array) -> dict[str, Array]:
-    """What a graph reads for the next pass: (array of each input, by name), all tokens real."""
-    pot = session.backend.pot
-    arrays: dict[str, Array] = {}
-    for tensor in session.manifest.graphs[name].inputs:
-        kind, *rest = tensor.name.split(".")
-        if kind == "past_key_values":
-            arrays[tensor.name] = (pot.keys if rest[1] == "key" else pot.values)[int(rest[0])]
-        elif kind == "past_seq_len":
-            arrays[tensor.name] = np.array([pot.fill], tensor.dtype)
-        else:
-            first = int(kind == "next_ids")
-            width = tensor.shape[1]
-            arrays[tensor.name] = following[None, first : first + width].astype(tensor.dtype)
-    return arrays
 
 
 def _depth(

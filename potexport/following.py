@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from potexport.bundle import Manifest
@@ -19,7 +20,6 @@ from potexport.graphs.policies import Policy
 from potexport.graphs.policies._find import make_policy
 from potexport.recording import Recording
 from potexport.reference import TorchBackend
-from potexport.runtime.backend import Array
 from potexport.runtime.session import Session
 from potexport.runtime.text import Text
 from potexport.spec import Layout
@@ -32,20 +32,9 @@ class FollowingBackend(TorchBackend):
         super().__init__(core, policy, layout)
         self._led = iter(leader.kept)
 
-    @torch.no_grad()
-    def compress(self, keep: int) -> list[Array]:
-        scores = [[torch.from_numpy(a) for a in each] for each in (self.pot.mass, self.pot.novelty)]
-        mass, novelty = (each or None for each in scores)
-        fill, count = (torch.tensor([n], dtype=torch.int32) for n in (self.pot.fill, keep))
-        own = self.squeeze.choose(fill, count, self._keys, self._values, mass, novelty)
+    def decide(self, own: list[Tensor], keep: int) -> list[Tensor]:
         wide = ((0, 0), (0, self.layout.pot.keep_max - keep))
-        led = [torch.from_numpy(np.pad(kept, wide)) for kept in next(self._led)]
-        out = self.squeeze.gather(led, self._keys, self._values, novelty)
-        keys, values, carried = (
-            [row.numpy() for row in rows] for rows in (out.keys, out.values, out.novelty)
-        )
-        self.pot.replace(keys, values, carried, keep)
-        return [kept[:, :keep].numpy() for kept in own]
+        return [torch.from_numpy(np.pad(kept, wide)) for kept in next(self._led)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from potexport.spec import EMBEDDED
+from potexport.surgery import constant, replace
 
 LARGEST_BLOCK = 4096  # columns
 LOWEST_EXPONENT = -30.0
@@ -86,7 +87,7 @@ def fuse_rms_norms(graph: ir.Graph) -> int:
         scale = _scale(graph, weight, x, name=f"{y.name}.scale")
         attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
         fused = ir.node("RMSNormalization", [x, scale], attributes=attributes)
-        _replace(graph, y, [fused], before=last)
+        replace(graph, y, [fused], before=last)
     return len(norms)
 
 
@@ -97,7 +98,7 @@ def _scale(graph: ir.Graph, weight: ir.Value | None, x: ir.Value, *, name: str) 
     if weight is not None and weight.dtype == x.dtype:
         return weight
     array = np.ones(_shape(x)[-1]) if tensor is None else tensor.numpy()
-    return _constant(graph, name, array.astype(x.dtype.numpy()))
+    return constant(graph, name, array.astype(x.dtype.numpy()))
 
 
 def flatten_norms(graph: ir.Graph) -> int:
@@ -116,13 +117,13 @@ def flatten_norms(graph: ir.Graph) -> int:
         x, scale, y = node.inputs[0], node.inputs[1], node.outputs[0]
         assert x is not None
         shape = _shape(x)
-        rows = _constant(graph, f"{y.name}.rows", np.array([1, -1, shape[-1]]))
-        back = _constant(graph, f"{y.name}.back", np.array(shape))
+        rows = constant(graph, f"{y.name}.rows", np.array([1, -1, shape[-1]]))
+        back = constant(graph, f"{y.name}.back", np.array(shape))
         flat = ir.node("Reshape", [x, rows])
         flat.outputs[0].type = x.type
         flat.outputs[0].shape = ir.Shape([1, int(np.prod(shape[:-1])), shape[-1]])
         norm = ir.node("RMSNormalization", [flat.outputs[0], scale], attributes=node.attributes)
-        _replace(graph, y, [flat, norm, ir.node("Reshape", [norm.outputs[0], back])], before=node)
+        replace(graph, y, [flat, norm, ir.node("Reshape", [norm.outputs[0], back])], before=node)
     return len(deep)
 
 
@@ -196,9 +197,9 @@ def block_log_softmax(graph: ir.Graph) -> int:
         *lead, columns = _shape(x)
         width = next(w for w in range(min(columns, LARGEST_BLOCK), 0, -1) if columns % w == 0)
         name = chosen.outputs[0].name
-        shape = _constant(graph, f"{name}.blocks", np.array([*lead, columns // width, width]))
-        last = _constant(graph, f"{name}.last", np.array([-1]))
-        floor = _constant(graph, f"{name}.floor", np.array(LOWEST_EXPONENT, x.dtype.numpy()))
+        shape = constant(graph, f"{name}.blocks", np.array([*lead, columns // width, width]))
+        last = constant(graph, f"{name}.last", np.array([-1]))
+        floor = constant(graph, f"{name}.floor", np.array(LOWEST_EXPONENT, x.dtype.numpy()))
         blocks = ir.node("Reshape", [x, shape])
         tops = ir.node("ReduceMax", [blocks.outputs[0], last], attributes={"keepdims": 0})
         top = ir.node("ReduceMax", [tops.outputs[0], last], attributes={"keepdims": 1})
@@ -213,19 +214,8 @@ def block_log_softmax(graph: ir.Graph) -> int:
         less = ir.node("Sub", [picked.outputs[0], top.outputs[0]])
         result = ir.node("Sub", [less.outputs[0], log.outputs[0]])
         made = [blocks, tops, top, wide, below, clipped, powers, sums, total, log, picked, less]
-        _replace(graph, chosen.outputs[0], [*made, result], before=chosen)
+        replace(graph, chosen.outputs[0], [*made, result], before=chosen)
     return len(found)
-
-
-def _replace(graph: ir.Graph, old: ir.Value, nodes: list[ir.Node], *, before: ir.Node) -> None:
-    """Insert nodes; the last one's output takes the place of `old`, its name included."""
-    graph.insert_before(before, nodes)
-    new = nodes[-1].outputs[0]
-    new.shape, new.type = old.shape, old.type
-    new.name, old.name = old.name, None
-    if old.is_graph_output():
-        graph.outputs[list(graph.outputs).index(old)] = new
-    old.replace_all_uses_with(new)
 
 
 def _maker(node: ir.Node | None, op_type: str, index: int) -> ir.Node | None:
@@ -250,12 +240,3 @@ def _number(value: ir.Value | None) -> float | None:
 def _shape(value: ir.Value) -> tuple[int, ...]:
     assert value.shape is not None
     return value.shape.numpy()
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
-    )
-    graph.register_initializer(value)
-    return value

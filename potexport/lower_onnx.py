@@ -8,6 +8,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from potexport.spec import GraphSpec
+from potexport.surgery import constant, replace
 
 
 def simplify(model: ir.Model) -> ir.Model:
@@ -112,28 +113,10 @@ def _as_gemm(graph: ir.Graph, product: ir.Node, table: ir.Value) -> None:
         raise RuntimeError(f"expected a MatMul of known shape on a tied weight, found {product}")
     *lead, size = x.shape.numpy()
     columns = table.shape.numpy()[0]
-    rows = _constant(graph, f"{out.name}.rows", [int(np.prod(lead)), size])
-    back = _constant(graph, f"{out.name}.back", [*lead, columns])
+    rows = constant(graph, f"{out.name}.rows", np.array([int(np.prod(lead)), size]))
+    back = constant(graph, f"{out.name}.back", np.array([*lead, columns]))
     flatten = ir.node("Reshape", [x, rows])
     gemm = ir.node("Gemm", [flatten.outputs[0], table], attributes={"transB": 1})
     restore = ir.node("Reshape", [gemm.outputs[0], back])
-    graph.insert_before(product, [flatten, gemm, restore])
-    new = restore.outputs[0]
-    new.shape, new.type = out.shape, out.type
-    if out.is_graph_output():
-        new.name, out.name = out.name, None
-        graph.outputs[list(graph.outputs).index(out)] = new
-    out.replace_all_uses_with(new)
+    replace(graph, out, [flatten, gemm, restore], before=product)
     graph.remove(product, safe=True)
-
-
-def _constant(graph: ir.Graph, name: str, numbers: list[int]) -> ir.Value:
-    tensor = ir.Tensor(np.array(numbers, dtype=np.int64), name=name)
-    value = ir.Value(
-        name=name,
-        const_value=tensor,
-        shape=ir.Shape([len(numbers)]),
-        type=ir.TensorType(ir.DataType.INT64),
-    )
-    graph.register_initializer(value)
-    return value

@@ -15,6 +15,7 @@ import numpy as np
 
 from potexport import htp
 from potexport.bundle import Context, Npu
+from potexport.npu_graphs import numbers
 from potexport.runtime.backend import Array
 from potexport.runtime.qnn_backend import emulated
 from potexport.spec import Layout, TensorSpec
@@ -128,8 +129,7 @@ def _compare(mine: dict[str, Array], wanted: dict[str, Array], layout: Layout) -
         both += sum(np.intersect1d(a, b).size for a, b in zip(kept, expected, strict=True))
         same = np.flatnonzero((kept == expected).all(axis=1))  # heads
         keys = (out[f"present.{layer}.key"][0, same, :, :keep] for out in (mine, wanted))
-        middle = 2**15 if layout.dtype == "uint16" else 0  # the code of zero
-        a, b = (each.astype(np.float32) - middle for each in keys)
+        a, b = (numbers(each) for each in keys)
         if same.size:
             off = max(off, float(np.abs(a - b).max() / np.abs(b).max()))
     heads = layout.facts.layers * layout.facts.kv_heads

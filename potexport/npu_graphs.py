@@ -62,7 +62,7 @@ def check(
     ahead = ids[pot.fill : pot.fill + chunk + 1]
     tokens = {"prefill": ahead[:-1], "decode": ahead[:1], "observe": catalyst}
     specs = manifest.graphs
-    over = {g: _inputs(specs[g], pot, tokens.get(g), ahead[1:], manifest.pot.keep) for g in files}
+    over = {g: inputs(specs[g], pot, tokens.get(g), ahead[1:], manifest.pot.keep) for g in files}
     made = htp.run(files, {graph: _embedded(given, table) for graph, given in over.items()})
     against = "the same graph on the CPU" if quantized else "PyTorch in fp32"
     where = f"over {pot.fill} of {manifest.pot.slots} slots, against {against}"
@@ -82,7 +82,7 @@ def _embedded(given: Arrays, table: Array | None) -> Arrays:
     return {EMBEDDED: table[given["input_ids"]], **rest}
 
 
-def _inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: int) -> Arrays:
+def inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: int) -> Arrays:
     """What a portable graph is given."""
     per_slot = {"mass": pot.mass, "novelty": pot.novelty}
     arrays: Arrays = {}
@@ -163,11 +163,11 @@ def _compare(report: Report, graph: str, made: Arrays, wanted: Arrays, where: st
 
 def _relative(mine: Array, wanted: Array) -> float:
     """The largest difference, as a share of the largest value."""
-    a, b = (_numbers(each) for each in (mine, wanted))
+    a, b = (numbers(each) for each in (mine, wanted))
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def _numbers(array: Array) -> Array:
+def numbers(array: Array) -> Array:
     """Codes as numbers of steps, everything else as it is; float64."""
     return array.astype(np.float64) - (MIDDLE if array.dtype == np.uint16 else 0)
 

@@ -17,7 +17,7 @@ import numpy as np
 from potexport import bundle, loader
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
-from potexport.recording import compare, record
+from potexport.recording import compare, enough_tokens, record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -195,15 +195,11 @@ def _ids(session: Session, text: str | None, compressions: int, steps: int) -> A
     pot = session.manifest.pot
     # Each compression makes room for at least pot - keep - chunk more tokens.
     needed = pot.slots + compressions * (pot.slots - pot.keep) + steps
-    if text is None:
-        return np.random.default_rng(0).integers(0, session.manifest.model.vocab_size, needed)
-    ids = session.text.encode(text[: needed * 20])
-    if ids.size < needed:
-        raise PotexportError(
-            f"the text has {ids.size} tokens; {compressions} compressions of this pot need "
-            f"{needed}: give a longer --text or fewer --compressions"
-        )
-    return ids[:needed]
+    short = (
+        f"{compressions} compressions of this pot need {needed}: give a longer --text or fewer "
+        "--compressions"
+    )
+    return enough_tokens(session, text, needed, short)
 
 
 def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, steps: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, Backend
 from potexport.runtime.session import Session
 
@@ -47,6 +48,19 @@ class Recording:
             for name in sorted({key.split("/")[0] for key in file.files if "/" in key} - {"kept"}):
                 made.scores[name] = [file[f"{name}/{c}"] for c in range(len(made.fill))]
         return made
+
+
+def enough_tokens(session: Session, text: str | None, count: int, short: str) -> Array:
+    """The first (count,) tokens of a text; seeded random ones if there is none.
+
+    short: what the PotexportError says of a text that has fewer.
+    """
+    if text is None:
+        return np.random.default_rng(0).integers(0, session.manifest.model.vocab_size, count)
+    ids = session.text.encode(text[: count * 20])
+    if ids.size < count:
+        raise PotexportError(f"the text has {ids.size} tokens; {short}")
+    return ids[:count]
 
 
 class _Watched:

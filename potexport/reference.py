@@ -58,9 +58,14 @@ class TorchBackend:
         scores = [[torch.from_numpy(a) for a in each] for each in (self.pot.mass, self.pot.novelty)]
         mass, novelty = (each or None for each in scores)
         fill, count = (torch.tensor([n], dtype=torch.int32) for n in (self.pot.fill, keep))
-        out = self.squeeze.run(fill, count, self._keys, self._values, mass, novelty)
+        own = self.squeeze.choose(fill, count, self._keys, self._values, mass, novelty)
+        out = self.squeeze.gather(self.decide(own, keep), self._keys, self._values, novelty)
         self.pot.replace(_arrays(out.keys), _arrays(out.values), _arrays(out.novelty), keep)
-        return [kept[:, :keep].numpy() for kept in out.kept]
+        return [kept[:, :keep].numpy() for kept in own]
+
+    def decide(self, own: list[Tensor], keep: int) -> list[Tensor]:
+        """The slots to keep, L x (Hkv, K) int32, of which `keep` count: the policy's own choice."""
+        return own
 
     @torch.no_grad()
     def run_pass(

@@ -1,4 +1,4 @@
-"""What both quantizations do to a graph: find its products, share new constants, swap values."""
+"""What every rewrite of a graph does: add constants, swap values, find products with weights."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ def initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of the graph."""
+    return initializer(graph, ir.Tensor(array, name=name))
+
+
+def replace(graph: ir.Graph, old: ir.Value, nodes: list[ir.Node], *, before: ir.Node) -> None:
+    """Insert nodes; the last one's output takes the place of `old`, its name included."""
+    graph.insert_before(before, nodes)
+    new = typed(nodes[-1].outputs[0], old)
+    if old.is_graph_output():
+        take_output(graph, old, new)
+    else:
+        new.name, old.name = old.name, None
+    old.replace_all_uses_with(new)
 
 
 def typed(value: ir.Value, like: ir.Value, dtype: ir.DataType | None = None) -> ir.Value:

@@ -14,12 +14,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from potexport import bundle, htp, pipeline
+from potexport import bundle, htp
 from potexport.recording import compare, record
 from potexport.runtime.session import Session
-from tests import tiny
 from tests.npu.conftest import CATALYST, SOC, tokens
-from tests.parity.conftest import POT
+from tests.parity.test_quantized import build
 
 READ, FORCED = 90, 20  # tokens: two compressions
 WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 64, "head_dim": 16}  # w4's blocks
@@ -27,16 +26,7 @@ WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 64, "head_dim": 
 
 def make(folder: Path, precision: str, policy: str) -> tuple[Path, str | None]:
     """A bundle of a tiny model, compiled, and the weight that its contexts take rows of."""
-    (folder / "text.txt").write_text(tiny.TEXT * 3)
-    tiny.save(folder / "model", "llama-tied", **(WIDE if precision == "w4" else {}))
-    asked = pipeline.Options(
-        model=str(folder / "model"),
-        policy=policy,
-        precision=precision,
-        calibration=folder / "text.txt",
-        **POT,
-    )
-    pipeline.build(asked, folder / "bundle")
+    build(folder, "llama-tied", precision, policy, **(WIDE if precision == "w4" else {}))
     graphs = list(bundle.read(folder / "bundle").graphs)
     contexts = folder / "contexts"
     done = htp.compile_graphs(folder / "bundle", graphs, SOC, contexts, shared=False)

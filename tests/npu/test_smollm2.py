@@ -18,9 +18,11 @@ from potexport.npu_parity import selected_otherwise
 from potexport.recording import compare, record
 from potexport.runtime.text import Text
 from potexport.targets import Soc, android_npu
-from tests.parity.test_smollm2 import GGUF, QUESTION, ROOT, pytestmark
+from tests import smollm2
+from tests.parity.test_smollm2 import QUESTION
+from tests.smollm2 import GGUF, ROOT
 
-__all__ = ["pytestmark"]  # slow, and skipped without the model
+pytestmark = smollm2.needed
 LAYERS, READ, FORCED = 2, 800, 32
 SOCS = android_npu.TARGET.socs
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from potexport import bundle, loader, pipeline, quantize
 from potexport.errors import PotexportError
-from potexport.following import FollowingBackend
+from potexport.following import Oracle
 from potexport.graphs.model import PotModel
 from potexport.graphs.policies._find import make_policy
 from potexport.graphs.rope import turn_back
@@ -28,7 +28,6 @@ from potexport.quantize import MIDDLE
 from potexport.quantize_blocks import n_bits
 from potexport.recording import Comparison, Recording, compare, record
 from potexport.runtime.session import Session
-from potexport.spec import Layout
 from potexport.store_onnx import layout as stored_layout
 from tests import tiny
 from tests.parity.conftest import POT
@@ -66,15 +65,28 @@ class Case:
     def against(self, core: PotModel) -> Comparison:
         """The loop past some compressions, and PyTorch in fp32 that keeps the same slots."""
         mine, manifest = self.recorded(), bundle.read(self.folder)
-        layout = Layout(manifest.model, manifest.pot, frozenset(manifest.policy.needs))
         policy = make_policy(manifest.policy.name, manifest.policy.settings)
-        follower = FollowingBackend(core, policy, layout, mine)
-        return compare(mine, _record(Session(manifest, follower, Session.open(self.folder).text)))
+        oracle = Oracle(manifest, core, policy, Session.open(self.folder).text)
+        return compare(mine, _record(oracle.session(mine)))
 
 
 def _record(session: Session) -> Recording:
     ids = np.random.default_rng(1).integers(3, 280, READ + FORCED).astype(np.int32)
     return record(session, ids[:READ], forced=ids[READ:])
+
+
+def build(folder: Path, family: str, precision: str, policy: str, **sizes: Any) -> None:
+    """A tiny model in folder/model, calibrated on folder/text.txt, and folder/bundle of it."""
+    (folder / "text.txt").write_text(tiny.TEXT * 3)
+    tiny.save(folder / "model", family, **sizes)
+    asked = pipeline.Options(
+        model=str(folder / "model"),
+        policy=policy,
+        precision=precision,
+        calibration=folder / "text.txt",
+        **POT,
+    )
+    pipeline.build(asked, folder / "bundle")
 
 
 @pytest.fixture(scope="session")
@@ -86,16 +98,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
         key = repr((family, precision, policy, sizes))
         if key not in made:
             folder = tmp_path_factory.mktemp("quantized")
-            (folder / "text.txt").write_text(tiny.TEXT * 3)
-            tiny.save(folder / "model", family, **sizes)
-            asked = pipeline.Options(
-                model=str(folder / "model"),
-                policy=policy,
-                precision=precision,
-                calibration=folder / "text.txt",
-                **POT,
-            )
-            pipeline.build(asked, folder / "bundle")
+            build(folder, family, precision, policy, **sizes)
             made[key] = Case(folder / "model", folder / "bundle")
         return made[key]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,14 @@ import torch
 
 from potexport import loader, pipeline
 from potexport.runtime.session import Session
+from tests import smollm2
 from tests.parity import tolerances
 from tests.reference import Reference
+from tests.smollm2 import GGUF, ROOT
 
-ROOT = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("POTEXPORT_CACHE", ROOT / ".cache"))
-GGUF = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = "\n\nWhat is said of Mr. Darcy's pride?"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not GGUF.exists(), reason="no SmolLM2 here; `make model` fetches it"),
-]
+pytestmark = smollm2.needed
 
 
 @pytest.fixture(scope="module")

