@@ -28,25 +28,25 @@ UNSUPPORTED = ("softcap", "s_aux", "alibi", "position_bias")
 class Pass:
     """One pass of the model over a pot: what its attention reads, and what it leaves behind.
 
-    keys: L tensors (1, Hkv, D, M), rotated at their slots' positions; values: L tensors (1, Hkv, M,
-        D).
-    mask: (T, M + T), added to the scores: 0 where visible, very negative where not.
+    keys: L tensors (Hkv, D, M), rotated at their slots' positions; values: L tensors (Hkv, M, D).
+    mask: (g*T, M + T), added to the scores: 0 where visible, very negative where not; g query heads
+        share a key/value head.
     positions: how far any query of any pass can look back.
-    query_weights: (T,) float32, or None where no mass is wanted.
+    row_weights: (Hkv, 1, g*T) float32, of each row in the mass, or None where none is wanted.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
     positions: int
-    query_weights: Tensor | None = None
+    row_weights: Tensor | None = None
     new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
     new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
 
 
-def mask(past_seq_len: Tensor, *, slots: int, width: int, dtype: torch.dtype) -> Tensor:
-    """(T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
+def mask(past_seq_len: Tensor, *, slots: int, width: int, group: int, dtype: torch.dtype) -> Tensor:
+    """(g*T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
     after them."""
     # A score added to it cannot overflow; infinities are wrong on some NPUs.
     hidden = torch.finfo(dtype).min / 4
@@ -54,10 +54,16 @@ def mask(past_seq_len: Tensor, *, slots: int, width: int, dtype: torch.dtype) ->
     # if another graph had run before (seen for one token over 48 slots).
     column = torch.arange(slots + width, dtype=torch.int32)
     new = torch.where(column < slots, slots + width, column - slots)  # no slot is a new token
-    row = torch.arange(width, dtype=torch.int32)
+    row = torch.arange(width, dtype=torch.int32).repeat(group)
     # A slot's column is its index, and no new token's column is below past_seq_len.
-    visible = torch.logical_or(column < past_seq_len, new[None, :] <= row[:, None])  # (T, M + T)
+    visible = torch.logical_or(column < past_seq_len, new[None, :] <= row[:, None])
     return torch.where(visible, 0.0, hidden).to(dtype)
+
+
+def row_weights(query_weights: Tensor, *, kv_heads: int, group: int) -> Tensor:
+    """(T,) float32, of the catalyst's tokens -> (Hkv, 1, g*T): mass is the mean over a group's
+    heads."""
+    return (query_weights / group).repeat(group).expand(kv_heads, 1, -1)
 
 
 def pot_attention(
@@ -87,26 +93,20 @@ def pot_attention(
     """
     refuse(module, extra, sliding_window, pot.positions)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    past_key, past_value = pot.keys[layer], pot.values[layer]
     _, query_heads, width, size = query.shape
-    kv_heads, slots = past_key.shape[1], past_key.shape[3]
-    group = query_heads // kv_heads
-
-    new_key = key.transpose(2, 3)  # (1, Hkv, D, T)
-    rows = (query * scaling).reshape(
-        1, kv_heads, group * width, size
-    )  # the group's heads as more rows
-    scores = torch.cat([rows @ past_key, rows @ new_key], dim=-1)  # (1, Hkv, g*T, M+T)
-    scores = scores.reshape(1, kv_heads, group, width, slots + width) + pot.mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
-
-    if pot.query_weights is not None:
-        over_group = weights[..., :slots].mean(dim=2)[0]  # (Hkv, T, M)
-        pot.mass[layer] = (pot.query_weights @ over_group).reshape(kv_heads, slots)
-
-    weights = weights.to(query.dtype).reshape(1, kv_heads, group * width, slots + width)
-    out = weights[..., :slots] @ past_value + weights[..., slots:] @ value  # (1, Hkv, g*T, D)
-    pot.new_keys[layer], pot.new_values[layer] = new_key, value
+    past_key, past_value = pot.keys[layer], pot.values[layer]
+    kv_heads, _, slots = past_key.shape
+    new_key = key.reshape(kv_heads, width, size).transpose(1, 2)  # (Hkv, D, T)
+    new_value = value.reshape(kv_heads, width, size)
+    # The heads of a group are more rows of one product.
+    rows = (query * scaling).reshape(kv_heads, query_heads // kv_heads * width, size)
+    scores = torch.cat([rows @ past_key, rows @ new_key], dim=-1)  # (Hkv, g*T, M+T)
+    weights = torch.softmax(scores + pot.mask, dim=-1, dtype=torch.float32)
+    if pot.row_weights is not None:
+        pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
+    weights = weights.to(query.dtype)
+    out = weights[..., :slots] @ past_value + weights[..., slots:] @ new_value  # (Hkv, g*T, D)
+    pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
     return out.reshape(1, query_heads, width, size).transpose(1, 2), None
 
 

@@ -44,6 +44,7 @@ class PotModel(nn.Module):
         model.set_attn_implementation(attention.NAME)
         self.model = model
         self.slots, self.positions = geometry.slots, geometry.positions
+        self.query_heads: int = model.config.num_attention_heads
         rotary = rotary_of(model.base_model)
         name = next(name for name, child in model.base_model.named_children() if child is rotary)
         if isinstance(rotary, TableRotary):
@@ -68,8 +69,24 @@ class PotModel(nn.Module):
         width = input_ids.shape[1]
         first = past_seq_len if first_position is None else first_position
         position_ids = (first + torch.arange(width, dtype=torch.int32))[None]
-        mask = attention.mask(past_seq_len, slots=self.slots, width=width, dtype=keys[0].dtype)
-        step = attention.Pass(keys, values, mask, self.positions, query_weights)
+        kv_heads = keys[0].shape[1]
+        group = self.query_heads // kv_heads
+        mask = attention.mask(
+            past_seq_len, slots=self.slots, width=width, group=group, dtype=keys[0].dtype
+        )
+        row_weights = (
+            None
+            if query_weights is None
+            else attention.row_weights(query_weights, kv_heads=kv_heads, group=group)
+        )
+        step = attention.Pass(
+            # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
+            [key.reshape(key.shape[1:]) for key in keys],
+            [value.reshape(value.shape[1:]) for value in values],
+            mask,
+            self.positions,
+            row_weights,
+        )
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
         logits = self.model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, pot=step
