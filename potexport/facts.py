@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from potexport.errors import PotexportError
-from potexport.spec import ITEM_BYTES, PRECISIONS, QUANTIZED, ModelFacts
+from potexport.quiet import quietly
+from potexport.spec import ITEM_BYTES, QUANTIZED, ModelFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def model_facts(config: PreTrainedConfig) -> ModelFacts:
@@ -31,10 +33,22 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
         ) from error
 
 
-def weight_bytes(config: PreTrainedConfig, precision: str, *, trust_remote_code: bool) -> int:
-    """About how many bytes all weights take, from an instance without storage."""
+def weight_bytes(
+    config: PreTrainedConfig,
+    precision: str,
+    dtype: str,
+    *,
+    packed_tables: bool,
+    trust_remote_code: bool,
+) -> int:
+    """About how many bytes all weights take, from an instance without storage.
+
+    dtype: of what is not quantized. packed_tables: whether embeddings are quantized as well.
+    """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    with quietly():  # transformers imports torchao where it is installed, which is not quiet
+        from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         auto: Any = AutoModelForCausalLM
@@ -44,7 +58,24 @@ def weight_bytes(config: PreTrainedConfig, precision: str, *, trust_remote_code:
         weight.numel() for weight in model.parameters() if weight is not table
     ]  # tied ones once
     if precision not in QUANTIZED:
-        return int(ITEM_BYTES[PRECISIONS[precision]] * (table.numel() + sum(sizes)))
+        return int(ITEM_BYTES[dtype] * (table.numel() + sum(sizes)))
     head = model.get_output_embeddings()
-    own = table.numel() if head is not None and head.weight is table else 0  # its codes, of 8 bits
+    own = table.numel() if head is not None and head.weight is table else 0
+    if packed_tables:  # looked up by 4 bits and a float for 32; the head is one more product
+        return int(0.625 * table.numel() + QUANTIZED[precision] * (own + sum(sizes)))
     return int(2 * table.numel() + own + QUANTIZED[precision] * sum(sizes))
+
+
+def end_tokens(generation: Any) -> tuple[int, ...]:
+    """The tokens that end an answer, of a generation config."""
+    end = generation.eos_token_id
+    return tuple(end) if isinstance(end, list) else () if end is None else (end,)
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """Of all weights in fp32, by name: which model a program was made from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().contiguous().numpy())
+    return digest.hexdigest()

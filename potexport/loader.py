@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from urllib import parse, request
 
 from potexport import gguf_source
 from potexport.errors import PotexportError
+from potexport.quiet import quietly
 
 if TYPE_CHECKING:
     import torch
@@ -325,8 +325,8 @@ def _quiet() -> Iterator[None]:
     levels = own.get_verbosity(), hub_logging.get_verbosity()
     bars = own.is_progress_bar_enabled()
     # The GGUF reader's bar is tqdm's own: only a redirected stream stops it.
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
+    # And it imports torchao where that is installed, which logs what this machine lacks.
+    with quietly(), contextlib.redirect_stderr(io.StringIO()):
         own.set_verbosity(SILENT)
         hub_logging.set_verbosity(SILENT)
         own.disable_progress_bar()

@@ -120,7 +120,7 @@ def verify(
     npu = _chip(manifest, soc)
     compressions = compressions or (3 if npu else 10)
     steps = steps or (24 if npu else 64)
-    session = Session.open(folder, backend="cpu")
+    session = Session.open(folder, backend="auto" if manifest.program else "cpu")
     # fp32 whatever the bundle's precision: the oracle is the model, not its rounding.
     untouched = loader.load_model(
         loader.resolve(model),
@@ -168,7 +168,7 @@ def _asked(session: Session, ids: Array, question: str | None, steps: int) -> Re
 
 def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     """Raise PotexportError, naming the difference, unless the bundle holds this model's weights."""
-    from potexport.facts import model_facts
+    from potexport.facts import model_facts, weights_sha256
     from potexport.runtime.onnxruntime_backend import map_weights
 
     facts = model_facts(model.config)
@@ -176,6 +176,12 @@ def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> Non
         raise PotexportError(
             f"the bundle was built from another model: it has {manifest.model}, --model has {facts}"
         )
+    if manifest.program:
+        if weights_sha256(model) != manifest.program.source_sha256:
+            raise PotexportError(
+                "the bundle was built from another model: its weights are not those of --model"
+            )
+        return
     stored = map_weights(folder / manifest.weights)
     own = model.state_dict()
     for name, array in stored.items():

@@ -18,7 +18,7 @@ def names(package: str) -> list[str]:
     """The plugins of a package, such as "potexport.graphs.policies", in alphabetical order."""
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec else []
-    found = {module.name for module in pkgutil.iter_modules(places)}
+    found = {module.name for module in pkgutil.iter_modules(places) if not module.ispkg}
     return sorted(name.replace("_", "-") for name in found if not name.startswith("_"))
 
 

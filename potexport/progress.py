@@ -28,6 +28,8 @@ STAGES = {
     "decode": "graph decode",
     "observe": "graph observe",
     "compress": "graph compress",
+    "lower": "lower for the delegate",
+    "share": "store once what is there twice",
     "write": "write graphs and weights",
     "text": "write the tokenizer",
     "check": "read every graph back",

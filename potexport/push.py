@@ -77,6 +77,11 @@ def push(
     """
     manifest = bundle.read(folder)
     bundle.check_files(folder, manifest)
+    if manifest.program:
+        raise PotexportError(
+            "this bundle is for ExecuTorch, which on a phone is part of an app and not of Python; "
+            "push takes bundles built with --runtime onnxruntime"
+        )
     copies = plan(folder, manifest)
     try:
         device = Device(_adb(), serial)

@@ -24,7 +24,7 @@ from potexport.spec import Layout, TensorSpec
 
 if TYPE_CHECKING:
     from potexport.parity import Report
-    from potexport.pipeline import Plan
+    from potexport.plan import Plan
     from potexport.runtime.session import Session, Token
 
 PIPE_WIDTH = 160  # columns where nobody's terminal says
@@ -130,7 +130,7 @@ def _settings(name: str, settings: Mapping[str, object]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in settings.items())])
 
 
-def _print(parts: Iterable[Table | Text]) -> None:
+def print_parts(parts: Iterable[Table | Text]) -> None:
     out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for part in parts:
         out.print(part, soft_wrap=isinstance(part, Text))
@@ -140,9 +140,12 @@ def _print(parts: Iterable[Table | Text]) -> None:
 def plan(decided: Plan) -> None:
     policy = _settings(decided.options.policy, asdict(decided.policy))
     files = {"weights.safetensors": f"about {size(decided.weight_bytes)}"}
-    files |= {f"{name}.onnx": "below 2 MB" for name in decided.layout.graphs()}
+    if decided.target.delegate:
+        files = {"model.pte": files.popitem()[1]}
+    else:
+        files |= {f"{name}.onnx": "below 2 MB" for name in decided.layout.graphs()}
     files |= {f"*.{soc.name}*": "contexts, about as large as the weights" for soc in decided.socs}
-    _print(
+    print_parts(
         [
             *_geometry(decided.layout, policy, decided.precision, decided.target.name),
             *_graphs(decided.layout),
@@ -184,15 +187,22 @@ def built_json(
 def built(output: Path, manifest: Manifest, seconds: float) -> None:
     total = sum(file.size for file in manifest.files.values())
     for part in compiled(manifest):
-        _print([part])
+        print_parts([part])
     click.echo(f"{output}: {size(total)}, {manifest.pot.slots:,} slots, built in {seconds:.1f} s")
     click.echo(f'next: potexport run {shlex.quote(str(output))} "Who are you?"')
 
 
 def compiled(manifest: Manifest) -> list[Table | Text]:
-    """For each chip: what became of each graph, and what its contexts weigh."""
+    """For each chip, or the delegate: what became of each graph, and what it weighs."""
     weights = manifest.files[manifest.weights].size
     shown: list[Table | Text] = []
+    if manifest.program:
+        delegate = manifest.program.delegate
+        methods = Table("method", f"operators that {delegate} takes", "in pieces")
+        for name, method in manifest.program.methods.items():
+            share = f"{method.delegated} of {method.operators}"
+            methods.add_row(name, share, str(method.pieces))
+        shown.append(methods)
     for npu in manifest.npu:
         table = Table("graph", "nodes, all on the HTP", "compiled in", "compiler's memory")
         for name, context in npu.contexts.items():
@@ -213,7 +223,7 @@ def bundle(folder: Path, manifest: Manifest) -> None:
     policy = _settings(manifest.policy.name, manifest.policy.settings)
     files = {name: size(facts.size) for name, facts in manifest.files.items()}
     weights = manifest.files[manifest.weights].size
-    _print(
+    print_parts(
         [
             _pairs(str(folder), {"source": manifest.source, "catalyst": repr(manifest.catalyst)}),
             *_geometry(manifest.layout, policy, manifest.precision, manifest.target),
@@ -237,7 +247,7 @@ def report(found: Report) -> None:
         mark = Text("✓", "green") if check.passed else Text("✗", "red")
         cells = (check.name, _number(check.measured), _number(check.tolerance), check.detail)
         table.add_row(mark, *map(Text, cells))
-    _print([table, *map(Text, found.notes)])
+    print_parts([table, *map(Text, found.notes)])
 
 
 def _number(value: float | str) -> str:
@@ -250,14 +260,15 @@ def policies(found: Mapping[str, Mapping[str, Any]]) -> None:
         needs, settings = ", ".join(policy["needs"]), policy["settings"]
         shown = " ".join(f"--{key} {value}" for key, value in settings.items())
         table.add_row(*map(Text, (name, policy["summary"], needs or "nothing", shown or "none")))
-    _print([table])
+    print_parts([table])
 
 
-def targets(found: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table("target", "runs on", "chips (--soc)", "precisions", "state", "how")
-    for name, target in found.items():
+def targets(found: Iterable[Mapping[str, Any]]) -> None:
+    table = Table("target", "--runtime", "runs on", "chips (--soc)", "precisions", "state", "how")
+    for target in found:
         chips = ", ".join(soc["name"] for soc in target["socs"]) or "any"
         precisions = ", ".join(target["precisions"])
-        cells = (name, target["summary"], chips, precisions, target["state"], target["note"])
-        table.add_row(*map(Text, cells))
-    _print([table])
+        runtime = target["runtime"].partition("-")[0]
+        cells = (target["name"], runtime, target["summary"], chips, precisions)
+        table.add_row(*map(Text, (*cells, target["state"], target["note"])))
+    print_parts([table])

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from potexport.coverage import FLOOR, FP16_MAX, JUMP, Coverage, Depth, Placement, Seen
 from potexport.push import Pushed
-from potexport.show import _print, size
+from potexport.show import print_parts, size
 
 RULE = (
     f"✗ marks the first value that is not finite, or whose error is above {FLOOR:g} and more than "
@@ -30,7 +30,7 @@ def coverage(found: Coverage) -> None:
         parts += _depth(depth)
     if found.depths:
         parts += [Text(RULE), Text("\n").join(map(_verdict, found.depths))]
-    _print(parts)
+    print_parts(parts)
 
 
 def _summary(found: Coverage) -> Table:
@@ -116,7 +116,7 @@ def pushed(done: Pushed) -> None:
     for check in report["checks"]:
         mark = Text("✓", "green") if check["passed"] else Text("✗", "red")
         table.add_row(mark, *map(Text, (check["name"], check["found"])))
-    _print([table])
+    print_parts([table])
     if report["skipped"]:
         click.echo(report["skipped"])
     for name, speed in report["speeds"].items():

@@ -17,15 +17,11 @@ from math import prod
 from potexport.errors import PotexportError
 
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8}
-# The type of keys and values, by precision; uint16 ones are codes (`potexport.quantize`).
-PRECISIONS: Mapping[str, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "a16w8": "uint16",
-    "w4": "float16",
-}
+# Which of them a target takes, and with which type of pot, the target says; uint16 ones are codes
+# (`potexport.quantize`).
+PRECISIONS = ("fp32", "fp16", "a16w8", "w4")
 QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w4": 0.5625}  # bytes a weight, scales included
-TRACED: Mapping[str, str] = {**PRECISIONS, "a16w8": "float32"}  # the type that graphs are traced in
+TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
 # Scores of policies stay below those of slots that must stay, in fp16 as well (`graphs.select`).
 LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}
 MODEL_GRAPHS = ("prefill", "decode", "observe")

@@ -26,6 +26,15 @@ def open_backend(
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
+    if manifest.program is not None:
+        if on == "npu" or soc is not None:
+            raise PotexportError(
+                f"this bundle is for ExecuTorch and {manifest.program.delegate}, which is where it "
+                "runs; omit --backend and --soc"
+            )
+        from potexport.runtime.executorch_backend import ExecutorchBackend
+
+        return ExecutorchBackend(folder, manifest, threads=threads)
     if on == "npu" or (on == "auto" and manifest.npu and _has_npu()):
         npu = choose(manifest, soc)
         if npu is not None:

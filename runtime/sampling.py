@@ -133,10 +133,11 @@ def _top_k(logits: Logits, k: int) -> NDArray[np.intp] | None:
 
 def _exp(logits: Logits, peak: float, temperature: float) -> NDArray[np.float64]:
     """exp((logits - peak) / temperature), [N] float64: probabilities up to one factor."""
-    weights = np.subtract(logits, peak, dtype=np.float64)
+    weights: NDArray[np.float64] = np.subtract(logits, peak, dtype=np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature makes -inf, whose weight is rightly 0
         np.divide(weights, temperature, out=weights)
-    return np.exp(weights, out=weights)
+    np.exp(weights, out=weights)
+    return weights
 
 
 def _top_p(weights: NDArray[np.float64], p: float) -> NDArray[np.intp]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from potexport import plugins
 from potexport.errors import PotexportError
 
-PACKAGE = "potexport.targets"
+# One file a target, in the folder of the runtime that its bundles are for.
+PACKAGES = {"onnxruntime": "potexport.targets", "executorch": "potexport.targets.executorch"}
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,28 @@ class Soc:
 
 
 @dataclass(frozen=True)
+class Delegate:
+    """What ExecuTorch hands the graphs to.
+
+    name: as its runtime registers it. partitioners: of one method, given whether that is the
+        compression, and the chip if the target has any; none leaves it to ExecuTorch's own kernels.
+    rewrites: what it takes only in another form, by name (`rewrites_executorch`).
+    lacks: what this machine lacks to lower for it, as the end of a sentence; None if nothing.
+    """
+
+    name: str
+    partitioners: Callable[[bool, Soc | None], list[Any]]
+    rewrites: tuple[str, ...] = ()
+    lacks: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a bundle is to run.
 
-    precisions: what it takes. proven: how far it was proven on the machine that builds: "executed
-    here", "compiled here" or "exported only"; note: by what, and what never was.
+    runtime: the package that runs it there. precisions: what it takes -> the type of the pot.
+    proven: how far it was proven on the machine that builds: "executed here", "compiled here" or
+    "not here"; note: by what, and what never was.
     slots, chunk: of a pot if nobody asks for other sizes, None for what suits the model.
     compiler: the module of potexport that compiles the graphs once they are written; package: what
         it imports, and extra: the extra of potexport that installs that. socs: the chips that it
@@ -40,7 +59,7 @@ class Target:
     name: str
     summary: str
     runtime: str
-    precisions: tuple[str, ...]
+    precisions: Mapping[str, str]
     default_precision: str
     proven: str
     note: str
@@ -51,16 +70,25 @@ class Target:
     package: str | None = None
     extra: str | None = None
     socs: tuple[Soc, ...] = ()
+    delegate: Delegate | None = None
 
     @property
     def state(self) -> str:
         """`proven`, or what is missing here to see it."""
         if self.package and importlib.util.find_spec(self.package) is None:
-            return f"exported only: needs potexport[{self.extra}]"
+            return f"not here: needs potexport[{self.extra}]"
         return self.proven
 
     def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "state": self.state}
+        hidden = ("delegate", "precisions", "socs")
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden}
+        return {
+            **plain,
+            "precisions": list(self.precisions),
+            "socs": [asdict(soc) for soc in self.socs],
+            "delegate": self.delegate and self.delegate.name,
+            "state": self.state,
+        }
 
     def chips(self, names: Sequence[str]) -> tuple[Soc, ...]:
         """The chips of these names, in any case and each once; PotexportError lists those there
@@ -79,12 +107,30 @@ class Target:
         return tuple(by_name[name] for name in dict.fromkeys(name.lower() for name in names))
 
 
-def load(name: str) -> Target:
-    """A target by name, or a PotexportError that lists them all."""
-    target = plugins.load(PACKAGE, name).TARGET
+def load(name: str, runtime: str | None = None) -> Target:
+    """A target by name, or a PotexportError that lists them all.
+
+    runtime: a key of PACKAGES; by default the first that has a target of this name.
+    """
+    if runtime is None:
+        runtime = next((each for each in PACKAGES if name in names(each)), "onnxruntime")
+        if name not in names(runtime):
+            known = ", ".join(dict.fromkeys(each for kind in PACKAGES for each in names(kind)))
+            raise PotexportError(f"there is no {name!r} among the targets; choose one of: {known}")
+    if name not in names(runtime):
+        raise PotexportError(
+            f"there is no target {name!r} for {runtime}; choose one of: {', '.join(names(runtime))}"
+        )
+    target = plugins.load(PACKAGES[runtime], name).TARGET
     assert isinstance(target, Target)
     return target
 
 
-def names() -> list[str]:
-    return plugins.names(PACKAGE)
+def names(runtime: str) -> list[str]:
+    """The targets of a runtime, in alphabetical order."""
+    return plugins.names(PACKAGES[runtime])
+
+
+def every() -> list[Target]:
+    """All targets of all runtimes."""
+    return [load(name, runtime) for runtime in PACKAGES for name in names(runtime)]

@@ -11,12 +11,12 @@ STATES = """
 | state | what it means |
 |---|---|
 | executed here | the graphs and the loop ran where they were built, and equal PyTorch |
-| compiled here | the target's own compiler took every node; nothing here can run the result |
-| exported only | the graphs are written in the target's format, and nothing more is known |
+| compiled here | the target's compiler took the model graphs whole; nothing here can run them |
+| not here | what compiles for it is not on this machine; nothing is known but what the code says |
 """
 
 
-def page(targets: dict[str, dict[str, Any]]) -> str:
+def page(targets: list[dict[str, Any]]) -> str:
     """The page, in Markdown."""
     lines = [
         "# What runs where",
@@ -24,36 +24,38 @@ def page(targets: dict[str, dict[str, Any]]) -> str:
         "Generated from `potexport targets --json` (`make docs`): what this project's tests do on",
         "an x86-64 Linux machine with no phone attached.",
         STATES,
-        "| target | runs on | precisions | state | how |",
-        "|---|---|---|---|---|",
+        "| target | `--runtime` | runs on | precisions | state | how |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, target in targets.items():
+    for target in targets:
         precisions = ", ".join(target["precisions"])
-        cells = (f"`{name}`", target["summary"], precisions, target["proven"], target["note"])
+        name = f"`{target['name']}`"
+        runs = (target["runtime"].partition("-")[0], target["summary"], precisions)
+        cells = (name, *runs, target["proven"], target["note"])
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Chips", "", "| `--soc` | chip | target | HTP | QNN's number |"]
     lines.append("|---|---|---|---|---|")
-    for name, target in targets.items():
+    for target in targets:
         for soc in target["socs"]:
-            arch = f"v{soc['htp_arch']}"
-            lines.append(
-                f"| `{soc['name']}` | {soc['chip']} | `{name}` | {arch} | {soc['soc_model']} |"
-            )
+            chip = (f"`{soc['name']}`", soc["chip"], f"`{target['name']}`")
+            numbers = (f"v{soc['htp_arch']}", str(soc["soc_model"]))
+            lines.append(f"| {' | '.join((*chip, *numbers))} |")
     lines += ["", "## What a build takes if nobody asks otherwise", ""]
     lines += [
-        "| target | precision | slots | chunk | operator set | to be installed |",
-        "|---|---|---|---|---|---|",
+        "| target | `--runtime` | precision | slots | chunk | operator set | to be installed |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, target in targets.items():
+    for target in targets:
         extra = (
             f"`potexport[export,{target['extra']}]`" if target["extra"] else "`potexport[export]`"
         )
         cells = (
-            f"`{name}`",
+            f"`{target['name']}`",
+            target["runtime"].partition("-")[0],
             target["default_precision"],
             str(target["slots"] or "an eighth of the model's context, 512 to 2,048"),
             str(target["chunk"] or 64),
-            f"{target['lowest_opset']} to 23",
+            "" if target["delegate"] else f"{target['lowest_opset']} to 23",
             extra,
         )
         lines.append(f"| {' | '.join(cells)} |")

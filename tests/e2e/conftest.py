@@ -72,7 +72,7 @@ def start() -> Start:
     return start
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pot_options() -> list[str]:
     """The geometry of `bundle`, for another build."""
     return OPTIONS

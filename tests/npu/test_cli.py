@@ -163,7 +163,7 @@ def test_without_the_compiler_the_line_names_the_extra(
     options = ("--target", "android-npu", "--soc", "sm8650")
     result = potexport("build", here.model, "-o", tmp_path / "b", *options)
     assert_refused(result, "pip install 'potexport[qnn]'")
-    assert android_npu.TARGET.state == "exported only: needs potexport[qnn]"
+    assert android_npu.TARGET.state == "not here: needs potexport[qnn]"
 
 
 def test_contexts_are_chosen_by_the_chip(case: Make, monkeypatch: pytest.MonkeyPatch) -> None:

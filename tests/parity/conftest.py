@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ POT: dict[str, Any] = {
 Build = Callable[..., tuple[Path, Path]]
 
 
+RUNTIMES = ("onnxruntime", "executorch")
+
+
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """`build(family, **options)` -> (bundle, model folder); the same arguments build once."""
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """`builds(family, **options)` -> (bundle, model folder); the same arguments build once."""
     made: dict[str, tuple[Path, Path]] = {}
 
     def builder(family: str = "llama", **options: Any) -> tuple[Path, Path]:
@@ -39,3 +43,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return made[key]
 
     return builder
+
+
+@pytest.fixture(params=RUNTIMES)
+def build(builds: Build, request: pytest.FixtureRequest) -> Build:
+    """`builds` for each runtime in turn: what a test claims holds for all of them."""
+    return partial(builds, runtime=request.param)

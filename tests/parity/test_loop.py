@@ -1,4 +1,4 @@
-"""Bundles of tiny models in ONNX Runtime against references that share no code with them."""
+"""Bundles of tiny models, in each runtime, against references that share no code with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from potexport.runtime.session import Session
 from tests.parity import tolerances
-from tests.parity.conftest import POT, Build
+from tests.parity.conftest import POT, RUNTIMES, Build
 from tests.reference import Reference
 
 FAMILIES = ["llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3"]
@@ -176,6 +176,21 @@ def test_feeding_in_pieces_equals_feeding_at_once(build: Build, cuts: list[int])
     assert all(np.array_equal(*pair) for pair in zip(kept, kept_in_pieces, strict=True))
 
 
+def test_the_runtimes_agree_with_each_other(builds: Build) -> None:
+    """Slot for slot, and to the last bits of a logit: what one read, the other could go on with."""
+    sides = []
+    for runtime in RUNTIMES:
+        session, kept = watched(builds("llama", runtime=runtime)[0])
+        session.feed(tokens())
+        sides.append((session.logits(), kept, session.backend.pot))
+    (mine, kept, pot), (other, also_kept, other_pot) = sides
+    assert all(np.array_equal(*pair) for pair in zip(kept, also_kept, strict=True))
+    assert difference(mine, other) <= tolerances.PAST
+    for one, two in zip(pot.values, other_pot.values, strict=True):
+        assert difference(one[:, :, : pot.fill], two[:, :, : pot.fill]) <= tolerances.PAST
+
+
+@pytest.mark.parametrize("build", ["onnxruntime"], indirect=True)
 def test_half_precision_stays_near_the_reference(build: Build) -> None:
     """fp16 graphs on the CPU: the same model, but rounding decides near ties among slots."""
     bundle, folder = build("llama", precision="fp16")

@@ -1,4 +1,5 @@
-"""The real model: SmolLM2-135M-Instruct from its GGUF, with a real novel. Some two minutes."""
+"""The real model: SmolLM2-135M-Instruct from its GGUF, with a real novel. Some two minutes for
+ONNX Runtime, and five for ExecuTorch, most of which is the build."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from potexport import loader, pipeline
 from potexport.runtime.session import Session
 from tests import smollm2
 from tests.parity import tolerances
+from tests.parity.conftest import RUNTIMES
 from tests.reference import Reference
 from tests.smollm2 import GGUF, ROOT
 
@@ -21,10 +23,11 @@ QUESTION = "\n\nWhat is said of Mr. Darcy's pride?"
 pytestmark = smollm2.needed
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=RUNTIMES)
+def bundle(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("smollm2") / "bundle"
-    pipeline.build(pipeline.Options(model=str(GGUF), pot=512, keep=256), folder)
+    asked = pipeline.Options(model=str(GGUF), pot=512, keep=256, runtime=request.param)
+    pipeline.build(asked, folder)
     return folder
 
 

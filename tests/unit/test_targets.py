@@ -13,16 +13,22 @@ from potexport import targets
 from potexport.errors import PotexportError
 
 ROOT = Path(__file__).parents[2]
-STATES = {"executed here", "compiled here", "exported only"}
+STATES = {"executed here", "compiled here", "not here"}
 
 
-@pytest.mark.parametrize("name", targets.names())
-def test_a_target_says_what_it_is(name: str) -> None:
-    target = targets.load(name)
+@pytest.mark.parametrize(
+    ("runtime", "name"), [(each, name) for each in targets.PACKAGES for name in targets.names(each)]
+)
+def test_a_target_says_what_it_is(runtime: str, name: str) -> None:
+    target = targets.load(name, runtime)
     assert target.name == name
+    assert target.runtime.partition("-")[0] == runtime
+    assert bool(target.delegate) == (runtime == "executorch")
     assert target.default_precision in target.precisions
     assert target.proven in STATES
-    assert bool(target.compiler) == bool(target.socs) == bool(target.extra)
+    assert not target.compiler or target.socs
+    assert not target.socs or target.compiler or target.delegate
+    assert bool(target.package) == bool(target.extra)
     assert len({soc.name for soc in target.socs}) == len(target.socs)
 
 
@@ -42,7 +48,7 @@ def test_a_wrong_chip_is_answered_with_those_there_are() -> None:
 
 def test_the_page_what_runs_where_is_that_of_the_targets() -> None:
     """`make docs` writes it."""
-    found = {name: targets.load(name).to_json() for name in targets.names()}
+    found = [target.to_json() for target in targets.every()]
     made = subprocess.run(
         [sys.executable, ROOT / "tools" / "what_runs_where.py"],
         input=json.dumps(found).encode(),

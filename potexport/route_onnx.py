@@ -1,0 +1,103 @@
+"""Graphs for ONNX Runtime: one trace, four graphs, one file of weights; and contexts for chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potexport.plan import Plan, compiler
+from potexport.refusing import refusing
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedModel
+
+    from potexport.calibrate import Ranges
+    from potexport.graphs.model import PotModel
+
+Stage = Callable[[str], None]
+
+
+def tools(decided: Plan) -> tuple[str, ...]:
+    """The packages whose versions a bundle names, besides those of every route."""
+    target = decided.target
+    own = ("onnx", "onnxscript", "onnxruntime")
+    return (*own, compiler(target).PACKAGE) if target.compiler else own
+
+
+def write(
+    decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
+) -> dict[str, Any]:
+    """Write graphs and weights into the bundle, and read them back; what the manifest says of
+    them. Takes over `model`."""
+    from potexport import store_onnx
+
+    models = trace(decided, model, tokenizer, stage)
+    stage("write")
+    store_onnx.save(models, folder)
+    stage("check")
+    for name, spec in decided.layout.graphs().items():
+        store_onnx.check(folder / f"{name}.onnx", spec)
+    if not decided.target.compiler:
+        return {"weights": store_onnx.WEIGHTS}
+    compiled = compiler(decided.target).compile_into(
+        folder,
+        decided.layout,
+        decided.socs,
+        compress_on=decided.options.compress_on,
+        stage=stage,
+    )
+    return {"weights": store_onnx.WEIGHTS, "npu": compiled}
+
+
+def trace(
+    decided: Plan, model: PreTrainedModel, tokenizer: Any, stage: Stage
+) -> dict[str, ir.Model]:
+    """The four graphs, in memory. Takes over `model`."""
+    from potexport import export, lower_onnx, quantize, quantize_blocks
+    from potexport.graphs.compress import Compress
+    from potexport.graphs.model import PotModel
+
+    layout, opset = decided.traced, decided.options.opset
+    specs = layout.graphs()
+    with refusing(layout.facts):
+        core = PotModel(model, layout.pot)
+        core.check_turn(layout.facts)
+        ranges = _ranges(decided, core, tokenizer, stage)
+        stage("trace")
+        whole = export.superset(core, layout, opset=opset)
+    lower_onnx.fold_weight_transposes(whole)
+    lower_onnx.simplify(whole)
+    models = {}
+    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
+    for name in specs:
+        stage(name)
+        if name == "compress":
+            compress = export.compress(
+                Compress(decided.policy, layout.pot, core.turn), layout, opset=opset
+            )
+            models[name] = lower_onnx.cut(compress, specs[name])
+        else:
+            models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+    if ranges is not None:
+        quantize.a16w8(models, ranges)
+    elif decided.precision == "w4":
+        quantize_blocks.w4(models)
+    return models
+
+
+def _ranges(decided: Plan, core: PotModel, tokenizer: Any, stage: Stage) -> Ranges | None:
+    """What a quantization of activations needs to know, by running the loop; None for others."""
+    if decided.precision != "a16w8":
+        return None
+    from potexport import calibrate
+
+    stage("calibrate")
+    assert decided.options.calibration is not None  # `plan` saw to it
+    text = calibrate.read_text(decided.options.calibration)
+    ids, starts = calibrate.tokens(text, tokenizer, decided.traced)
+    catalyst = tokenizer.encode(decided.options.catalyst, add_special_tokens=False)
+    return calibrate.calibrate(
+        core, decided.policy, decided.traced, ids, catalyst=catalyst, starts=starts
+    )
