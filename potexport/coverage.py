@@ -120,16 +120,21 @@ def chip(folder: Path, name: str | None) -> Soc:
 
     Raises PotexportError if there is none.
     """
+    if name is None and (made := _of_onnx(folder).npu):
+        return Soc(made[0].soc, made[0].chip, made[0].htp_arch, made[0].soc_model)
+    every = replace(android_npu.TARGET, socs=(*android_npu.TARGET.socs, *windows_npu.TARGET.socs))
+    return every.chips([name] if name else [])[0]
+
+
+def _of_onnx(folder: Path) -> Manifest:
+    """The manifest of a bundle, which must have ONNX graphs."""
     manifest = bundle.read(folder)
     if manifest.program:
         raise PotexportError(
             "this bundle is for ExecuTorch, whose delegate inspect shows; coverage looks at what "
             "an NPU makes of ONNX graphs"
         )
-    if name is None and (made := manifest.npu):
-        return Soc(made[0].soc, made[0].chip, made[0].htp_arch, made[0].soc_model)
-    every = replace(android_npu.TARGET, socs=(*android_npu.TARGET.socs, *windows_npu.TARGET.socs))
-    return every.chips([name] if name else [])[0]
+    return manifest
 
 
 def report(
@@ -151,7 +156,7 @@ def report(
     htp.require()
     from potexport.runtime.session import Session
 
-    manifest = bundle.read(folder)
+    manifest = _of_onnx(folder)
     bundle.check_files(folder, manifest, digests=False)
     unknown = [name for name in graphs if name not in manifest.graphs]
     if unknown:

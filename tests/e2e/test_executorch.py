@@ -64,7 +64,8 @@ def test_what_is_for_onnx_runtime_alone_is_refused(
     cli: Cli, program: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     assert_refused(cli("push", program), "an app", "--runtime onnxruntime")
-    assert_refused(cli("coverage", program), "inspect shows")
+    for chosen in ((), ("--soc", "sm8650")):
+        assert_refused(cli("coverage", program, *chosen), "inspect shows")
     new = ("build", model_folder, "-o", tmp_path / "x", "--runtime", "executorch")
     assert_refused(cli(*new, "--precision", "a16w8"), "does not take a16w8", "fp32, w4")
     assert_refused(cli(*new, "--target", "windows-npu"), "no target 'windows-npu' for executorch")
