@@ -42,10 +42,10 @@ class Tolerance:
     kept: float
 
 
-# Measured on SmolLM2-135M, logits up to 41, over 6 to 11 compressions: fp32 0, 4e-5, 9e-5, 0; fp16
+# Measured on SmolLM2-135M, logits up to 41, over 6 to 11 compressions: fp32 0, 8e-5, 9e-5, 0; fp16
 # 0, 0.03, 0.02, 0.15%; a16w8 1 of 32, 1.1, 0.5, 1.7%; w4 9 of 32, 10, 5, 11%.
 TOLERANCES = {
-    "fp32": Tolerance(0.0, 1e-4, 1e-3, 0.0),
+    "fp32": Tolerance(0.0, 5e-4, 1e-3, 0.0),
     "fp16": Tolerance(0.0, 0.5, 0.5, 0.01),
     "a16w8": Tolerance(0.1, 3.0, 3.0, 0.05),
     "w4": Tolerance(0.5, 20.0, 20.0, 0.25),

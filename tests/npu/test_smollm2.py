@@ -6,7 +6,6 @@ All thirty layers are `make verify-npu`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from potexport.runtime.text import Text
 from potexport.targets import Soc, android_npu
 from tests import smollm2
 from tests.parity.test_smollm2 import QUESTION
-from tests.smollm2 import GGUF, ROOT
+from tests.smollm2 import ROOT
 
 pytestmark = smollm2.needed
 LAYERS, READ, FORCED = 2, 800, 32
@@ -29,17 +28,7 @@ SOCS = android_npu.TARGET.socs
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with the first layers."""
-    folder = tmp_path_factory.mktemp("cut") / "model"
-    model: Any = loader.load_model(
-        loader.resolve(str(GGUF)), dtype=torch.float32, attn_implementation="sdpa"
-    )
-    model.model.layers = model.model.layers[:LAYERS]
-    model.config.num_hidden_layers = LAYERS
-    model.config.quantization_config = None
-    model.save_pretrained(folder)
-    loader.save_tokenizer(loader.load_tokenizer(loader.resolve(str(GGUF))), folder)
-    return folder
+    return smollm2.cut(tmp_path_factory.mktemp("cut") / "model", LAYERS)
 
 
 @pytest.fixture(scope="module")

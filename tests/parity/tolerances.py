@@ -5,5 +5,5 @@ Random tiny models have logits up to 400, so differences are relative to the lar
 
 FITS = 2e-6  # of the largest logit, against transformers; measured 4e-7
 PAST = 1e-5  # after 12 compressions, against the independent reference; measured 2e-6
-REAL_FITS = 1e-4  # SmolLM2, absolute; measured 5e-5
+REAL_FITS = 3e-4  # SmolLM2, absolute; measured 5e-5, and 1.1e-4 on ExecuTorch
 REAL_PAST = 1e-3  # SmolLM2 after 10 compressions, absolute; measured 3e-5
