@@ -73,7 +73,7 @@ def lower(
     """
     assert target.delegate is not None
     compute_in_fp32(target.delegate.name)  # a compiler loads what later runs in the same process
-    with quietly(), silently(), _no_collections():
+    with quietly(), silently(), no_collections():
         import executorch.kernels.quantized  # noqa: F401 - quantized embeddings
         from executorch.exir import (
             EdgeCompileConfig,
@@ -103,6 +103,7 @@ def lower(
                     compile_config=options,
                 )
             shares = {name: _share(edge.exported_program(name), counted[name]) for name in ready}
+            edge.compile_config = options  # lost on the way; one more pass would run without
             lowered = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=plan))
         with path.open("wb") as file:
             lowered.write_to_file(file)
@@ -236,7 +237,7 @@ def _fewer_passes() -> Iterator[None]:
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """Passes make millions of objects and hardly a cycle: looking for some takes a fifth longer."""
     gc.collect()
     gc.freeze()

@@ -42,7 +42,8 @@ def write(
         traced = {}
         for name in layout.graphs():
             stage(name)
-            traced[name] = programs.trace(name, core, decided.policy, layout)
+            with lower_executorch.no_collections():
+                traced[name] = programs.trace(name, core, decided.policy, layout)
     stage("lower")
     path = folder / store_executorch.PROGRAM
     shares = lower_executorch.lower(
