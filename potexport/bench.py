@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from potexport import bundle
 from potexport.errors import PotexportError
 from potexport.progress import peak_memory
 
@@ -165,7 +164,7 @@ class _Held:
             bundle=self.folder.name,
             runtime=manifest.runtime,
             precision=manifest.precision,
-            weights=bundle.read(self.folder).files[manifest.weights].size,
+            weights=manifest.files[manifest.weights].size,
             pot=pot.bytes,
             chunk=manifest.pot.chunk,
             open_seconds=self.opened,
@@ -198,11 +197,9 @@ class _Held:
         """Feed so many tokens, chunk by chunk."""
         session = self.session
         session.reset()
-        pieces: list[Any] = []
-        while sum(map(len, pieces)) < tokens:
-            parts = (text[i : i + PIECE] for i in range(0, len(text), PIECE))
-            pieces += [session.text.encode(part) for part in parts]
-        ids, chunk = np.concatenate(pieces)[:tokens], session.manifest.pot.chunk
+        parts = (text[i : i + PIECE] for i in range(0, len(text), PIECE))
+        once = np.concatenate([session.text.encode(part) for part in parts])
+        ids, chunk = np.resize(once, tokens), session.manifest.pot.chunk  # repeated
         first_peak: int | None = None
         begin: int | None = None
         times: list[float] = []

@@ -10,25 +10,24 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from potexport.graphs.compress import Compress
 from potexport.graphs.model import PotModel, Superset
-from potexport.quiet import quietly
-from potexport.spec import Layout, TensorSpec
-
-TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
+from potexport.programs import Graph, example
+from potexport.runtime.quiet import quietly
+from potexport.spec import Layout
 
 
 def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     """The model with every input and output of prefill, decode and observe; the width is
     symbolic."""
     width = torch.export.Dim("width", min=1, max=1 << 20)
-    example = layout.pot.chunk + 1  # any width but 1, which would be taken for a constant
-    pot = [_empty(spec) for spec in layout.past()]
+    tokens = layout.pot.chunk + 1  # any width but 1, which would be taken for a constant
+    pot = [example(spec) for spec in layout.past()]
     # Two tensors, not one twice: the tracer would take them for the same input.
-    ids, next_ids = (torch.zeros(1, example, dtype=torch.int32) for _ in range(2))
-    args = (ids, next_ids, torch.zeros(example), torch.zeros(1, dtype=torch.int32), pot)
+    ids, next_ids = (torch.zeros(1, tokens, dtype=torch.int32) for _ in range(2))
+    args = (ids, next_ids, torch.zeros(tokens), torch.zeros(1, dtype=torch.int32), pot)
     dims = ({1: width}, {1: width}, {0: width}, None, [None] * len(pot))
     model = _translate(Superset(core), args, opset=opset, dims=dims)
     facts = layout.facts
@@ -44,42 +43,12 @@ def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     return _rename(model, inputs, outputs)
 
 
-class _CompressIO(nn.Module):
-    """Compress with its tensors in the order of the contract."""
-
-    def __init__(self, core: Compress, needs: frozenset[str]) -> None:
-        super().__init__()
-        self.core, self.needs = core, needs
-
-    def forward(
-        self, scores: list[list[Tensor]], past_seq_len: Tensor, keep: Tensor, pot: list[Tensor]
-    ) -> tuple[Tensor, ...]:
-        named = dict(zip([n for n in ("mass", "novelty") if n in self.needs], scores, strict=True))
-        out = self.core.run(
-            past_seq_len, keep, pot[0::2], pot[1::2], named.get("mass"), named.get("novelty")
-        )
-        rows = [row for pair in zip(out.keys, out.values, strict=True) for row in pair]
-        return (*rows, *out.novelty, *out.kept)
-
-
 def compress(core: Compress, layout: Layout, *, opset: int) -> ir.Model:
     """The compression graph."""
-    spec = layout.graphs()["compress"]
-    scores = [
-        [_empty(tensor) for tensor in layout.per_slot(name + ".{}", layout.pot.slots)]
-        for name in ("mass", "novelty")
-        if name in layout.needs
-    ]
-    fill, keep = (torch.ones(1, dtype=torch.int32) for _ in range(2))
-    pot = [_empty(tensor) for tensor in layout.past()]
-    model = _translate(
-        _CompressIO(core, layout.needs), (scores, fill, keep, pot), opset=opset, dims=None
-    )
+    graph = Graph.compression(core, layout)
+    model = _translate(graph, graph.example(), opset=opset, dims=None)
+    spec = graph.spec
     return _rename(model, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
-
-
-def _empty(spec: TensorSpec) -> Tensor:
-    return torch.zeros(spec.shape, dtype=TORCH_DTYPES[spec.dtype])
 
 
 def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: Any) -> ir.Model:

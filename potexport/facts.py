@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from potexport.errors import PotexportError
-from potexport.quiet import quietly
+from potexport.runtime.quiet import quietly
 from potexport.spec import ITEM_BYTES, QUANTIZED, ModelFacts
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from urllib import parse, request
 
 from potexport import gguf_source
 from potexport.errors import PotexportError
-from potexport.quiet import quietly
+from potexport.runtime.quiet import quietly
 
 if TYPE_CHECKING:
     import torch

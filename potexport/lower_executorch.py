@@ -7,11 +7,12 @@ Python source at every pass. Here a program is decomposed once and forgets its s
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from potexport.bundle import Delegation
 from potexport.errors import PotexportError
-from potexport.quiet import quietly, silently
 from potexport.rewrites_executorch import REWRITES
 from potexport.runtime.executorch_options import compute_in_fp32
+from potexport.runtime.quiet import quietly
 from potexport.targets import Delegate, Soc, Target
 
 aten = torch.ops.aten
@@ -33,15 +35,6 @@ FIND_NOTHING = (
     "SymToTensorPass",
 )
 NOTHING_DONE = (aten.to.dtype, aten._to_copy.default, aten.alias.default)
-
-
-@dataclass(frozen=True)
-class Share:
-    """How much of a graph a delegate took, in operators of the lowered graph."""
-
-    delegated: int
-    nodes: int
-    delegates: int  # in how many pieces
 
 
 def require(target: Target) -> None:
@@ -64,7 +57,7 @@ def lower(
     path: Path,
     *,
     soc: Soc | None = None,
-) -> dict[str, Share]:
+) -> dict[str, Delegation]:
     """Lower the programs and write them, with their constant methods, as one `.pte`.
 
     Takes over the programs. Returns what the delegate took of each. soc: the chip, if the target
@@ -73,7 +66,7 @@ def lower(
     """
     assert target.delegate is not None
     compute_in_fp32(target.delegate.name)  # a compiler loads what later runs in the same process
-    with quietly(), silently(), no_collections():
+    with quietly(), _silently(), no_collections():
         import executorch.kernels.quantized  # noqa: F401 - quantized embeddings
         from executorch.exir import (
             EdgeCompileConfig,
@@ -82,11 +75,13 @@ def lower(
         )
         from executorch.exir.passes import MemoryPlanningPass
 
+        delegate = target.delegate
         partitioners = {
-            name: target.delegate.partitioners(name == "compress", soc) for name in programs
+            name: delegate.partitioners(soc) if name != "compress" or delegate.compresses else []
+            for name in programs
         }
         ready = {
-            name: prepare(program, target.delegate, partitioners[name])
+            name: prepare(program, delegate, partitioners[name])
             for name, program in programs.items()
         }
         counted = {name: _operators(program.graph) for name, program in ready.items()}
@@ -94,7 +89,7 @@ def lower(
         # Inputs and outputs are arrays of the host: the pot must not be copied into the program's
         # own memory at each step.
         plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-        with _refused_by(target.delegate):
+        with _refused_by(delegate):
             with _fewer_passes():
                 edge = to_edge_transform_and_lower(
                     ready,
@@ -210,7 +205,7 @@ def _is_getitem(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") == "getitem"
 
 
-def _share(program: ExportedProgram, before: int) -> Share:
+def _share(program: ExportedProgram, before: int) -> Delegation:
     """A lowered graph: what is left of its operators, and calls of delegates in place of others."""
     calls = [
         node
@@ -218,7 +213,7 @@ def _share(program: ExportedProgram, before: int) -> Share:
         if getattr(node.target, "__name__", "") == "executorch_call_delegate"
     ]
     left = _operators(program.graph) - len(calls)
-    return Share(max(before - left, 0), before, len(calls))
+    return Delegation(max(before - left, 0), before, len(calls))
 
 
 @contextmanager
@@ -234,6 +229,20 @@ def _fewer_passes() -> Iterator[None]:
         yield
     finally:
         every[:] = before
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Nothing on standard output, and none of tqdm's bars: compilers tell every operator there."""
+    import tqdm
+
+    kind, before = tqdm.std.tqdm, tqdm.std.tqdm.__init__
+    kind.__init__ = functools.partialmethod(before, disable=True)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        kind.__init__ = before
 
 
 @contextmanager

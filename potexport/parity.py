@@ -120,7 +120,7 @@ def verify(
     npu = _chip(manifest, soc)
     compressions = compressions or (3 if npu else 10)
     steps = steps or (24 if npu else 64)
-    session = Session.open(folder, backend="auto" if manifest.program else "cpu")
+    session = Session.open(folder, backend="cpu")
     # fp32 whatever the bundle's precision: the oracle is the model, not its rounding.
     untouched = loader.load_model(
         loader.resolve(model),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport.bundle import Delegation, Program
+from potexport.bundle import Program
 from potexport.facts import end_tokens, weights_sha256
 from potexport.plan import Plan
 from potexport.refusing import refusing
@@ -57,11 +57,7 @@ def write(
     saved = store_executorch.share_bytes(path)
     stage("check")
     store_executorch.check(path, layout.graphs())
-    graphs = {
-        name: Delegation(share.delegated, share.nodes, share.delegates)
-        for name, share in shares.items()
-    }
-    program = Program(delegate.name, graphs, source, saved)
+    program = Program(delegate.name, shares, source, saved)
     return {"weights": store_executorch.PROGRAM, "program": program}
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +36,8 @@ WORTHWHILE = 1 << 12  # bytes; below, a second copy costs nothing
 
 @dataclass
 class _Segment:
-    """A segment of the file, in bytes from where segments begin. fields: of its offset, in the
-    flatbuffer."""
+    """A segment of the file, in bytes from where segments begin. field: where the flatbuffer
+    has its offset; 0 where it has none."""
 
     offset: int
     size: int
@@ -175,19 +175,10 @@ def _write(
         file.write(program)
         for index in kept:
             file.seek(base + places[index])
-            _copy(data[segments[index].offset :][: segments[index].size], file)
+            segment = segments[index]
+            file.write(data[segment.offset : segment.offset + segment.size])
     shutil.copymode(path, temporary)
     os.replace(temporary, path)
-
-
-def _copy(source: Any, file: BinaryIO) -> None:
-    for piece in _pieces(source):
-        file.write(piece.tobytes())
-
-
-def _pieces(source: Any) -> Iterator[Any]:
-    for first in range(0, len(source), PIECE):
-        yield source[first : first + PIECE]
 
 
 def check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +21,7 @@ from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend
 from potexport.runtime.executorch_options import compute_in_fp32, share_packed_weights
+from potexport.runtime.quiet import quietly
 from potexport.spec import GraphSpec
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -105,7 +104,7 @@ class Binding:
                 "comes second; open the bundle for ExecuTorch first, or in a process of its own"
             )
         try:
-            with _quietly():
+            with _without_stderr():
                 self.runtime = importlib.import_module("executorch.runtime")
                 # Registers kernels for quantized embeddings.
                 importlib.import_module("executorch.kernels.quantized")
@@ -123,7 +122,7 @@ class Binding:
 
     def set_threads(self, threads: int) -> None:
         """Of every program in this process."""
-        with _quietly():
+        with _without_stderr():
             if self.library._threadpool_get_thread_count() != threads:
                 self.library._unsafe_reset_threadpool(threads)
 
@@ -180,22 +179,18 @@ def signature(program: Any, name: str, spec: GraphSpec) -> tuple[Signature, Sign
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _without_stderr() -> Iterator[None]:
     """While it is imported and makes its threads: it warns that it is experimental, its packages
     log what they do not find, and its C++ says on stderr that an x86 is no Arm."""
-    previous, stderr = logging.root.manager.disable, os.dup(2)
-    logging.disable(logging.WARNING)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             yield
     finally:
         os.dup2(stderr, 2)
         os.close(nowhere)
         os.close(stderr)
-        logging.disable(previous)
 
 
 def _require(manifest: Manifest) -> None:
@@ -209,7 +204,7 @@ def _require(manifest: Manifest) -> None:
             f"older; install executorch=={built}, or build the bundle again"
         )
     delegate = manifest.program.delegate
-    with _quietly():  # OpenVINO tells where it was found
+    with _without_stderr():  # OpenVINO tells where it was found
         available = registry.is_available(delegate)
     if not available and delegate == "OpenvinoBackend":  # registered, but its library is not found
         raise PotexportError(

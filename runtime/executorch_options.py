@@ -1,6 +1,4 @@
-"""What delegates have to be told before a program is loaded.
-
-XNNPACK's packed weights, once for all methods:
+"""What delegates have to be told before a program is loaded, and cannot be through Python.
 
 XNNPACK packs each method's weights into a copy of its own: three methods of SmolLM2 in fp32 take
 1.6 GB where one copy is 0.5. Its weight cache shares them, and is off unless asked for. ExecuTorch

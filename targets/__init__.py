@@ -31,14 +31,16 @@ class Soc:
 class Delegate:
     """What ExecuTorch hands the graphs to.
 
-    name: as its runtime registers it. partitioners: of one method, given whether that is the
-        compression, and the chip if the target has any; none leaves it to ExecuTorch's own kernels.
+    name: as its runtime registers it. partitioners: of one method, given the chip if the target has
+        any. compresses: whether it takes of the compression too, which otherwise stays with
+        ExecuTorch's own kernels.
     rewrites: what it takes only in another form, by name (`rewrites_executorch`).
     lacks: what this machine lacks to lower for it, as the end of a sentence; None if nothing.
     """
 
     name: str
-    partitioners: Callable[[bool, Soc | None], list[Any]]
+    partitioners: Callable[[Soc | None], list[Any]]
+    compresses: bool = False
     rewrites: tuple[str, ...] = ()
     lacks: Callable[[], str | None] = lambda: None
 

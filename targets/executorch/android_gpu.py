@@ -9,10 +9,8 @@ from typing import Any
 from potexport.targets import Delegate, Soc, Target
 
 
-def partitioners(compression: bool, soc: Soc | None) -> list[Any]:
+def partitioners(soc: Soc | None) -> list[Any]:
     """Vulkan's partitioner for the model graphs."""
-    if compression:
-        return []
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
     return [VulkanPartitioner()]

@@ -8,16 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from potexport.targets import Delegate, Soc, Target
+from potexport.targets import Delegate, Soc, Target, android_npu
 
 VERSION = "2.37"  # what ExecuTorch 1.5 is built for
 LIBRARY = Path("lib", "x86_64-linux-clang", "libQnnHtp.so")
 
 
-def partitioners(compression: bool, soc: Soc | None) -> list[Any]:
+def partitioners(soc: Soc | None) -> list[Any]:
     """QNN's partitioner for the model graphs, in fp16, for one chip."""
-    if compression:
-        return []
     assert soc is not None
     from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
     from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
@@ -55,15 +53,10 @@ TARGET = Target(
     default_precision="fp16",
     proven="not here",
     note="never lowered: it needs Qualcomm's QAIRT 2.37, which is not on PyPI",
-    slots=512,
-    chunk=32,
+    slots=android_npu.TARGET.slots,
+    chunk=android_npu.TARGET.chunk,
     package="executorch",
     extra="executorch",
-    socs=(
-        Soc("sm8550", "Snapdragon 8 Gen 2", 73, 43),
-        Soc("sm8650", "Snapdragon 8 Gen 3", 75, 57),
-        Soc("sm8750", "Snapdragon 8 Elite", 79, 69),
-        Soc("sm8850", "Snapdragon 8 Elite Gen 5", 81, 87),
-    ),
+    socs=android_npu.TARGET.socs,
     delegate=Delegate("QnnBackend", partitioners, lacks=lacks),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from potexport.targets import Delegate, Soc, Target
 
 
-def partitioners(compression: bool, soc: Soc | None) -> list[Any]:
+def partitioners(soc: Soc | None) -> list[Any]:
     """XNNPACK's partitioner, with three differences.
 
     Views of the pot stay outside, where ExecuTorch makes them without a copy; XNNPACK would copy
@@ -54,5 +54,5 @@ TARGET = Target(
     note="x86-64 Linux",
     package="executorch",
     extra="executorch",
-    delegate=Delegate("XnnpackBackend", partitioners, rewrites=("mean",)),
+    delegate=Delegate("XnnpackBackend", partitioners, compresses=True, rewrites=("mean",)),
 )

@@ -15,10 +15,8 @@ from potexport.targets import Delegate, Soc, Target
 PACKAGE = "executorch.backends.openvino"
 
 
-def partitioners(compression: bool, soc: Soc | None) -> list[Any]:
+def partitioners(soc: Soc | None) -> list[Any]:
     """OpenVINO's partitioner for the model graphs; ExecuTorch's own kernels compress."""
-    if compression:
-        return []
     from executorch.exir.backend.backend_details import CompileSpec
 
     return [_partitioner().OpenvinoPartitioner([CompileSpec("device", b"CPU")])]

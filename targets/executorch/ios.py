@@ -11,10 +11,8 @@ from typing import Any
 from potexport.targets import Delegate, Soc, Target
 
 
-def partitioners(compression: bool, soc: Soc | None) -> list[Any]:
+def partitioners(soc: Soc | None) -> list[Any]:
     """Core ML's partitioner for the model graphs."""
-    if compression:
-        return []
     import coremltools
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner

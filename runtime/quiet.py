@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 
 
 @contextmanager
@@ -21,17 +19,3 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
-
-
-@contextmanager
-def silently() -> Iterator[None]:
-    """Nothing on standard output, and none of tqdm's bars: compilers tell every operator there."""
-    import tqdm
-
-    kind, before = tqdm.std.tqdm, tqdm.std.tqdm.__init__
-    kind.__init__ = functools.partialmethod(before, disable=True)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        kind.__init__ = before
