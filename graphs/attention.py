@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from potexport.errors import PotexportError
+from potexport.graphs.codes import Codes
 
 NAME = "potexport"
 
@@ -29,25 +30,38 @@ class Pass:
     """One pass of the model over a pot: what its attention reads, and what it leaves behind.
 
     keys: L tensors (Hkv, D, M), rotated at their slots' positions; values: L tensors (Hkv, M, D).
-    mask: (g*T, M + T), added to the scores: 0 where visible, very negative where not; g query heads
-        share a key/value head.
+    masks: L tensors (g*T, M + T), added to the scores: 0 where visible, very negative where not; g
+        query heads share a key/value head.
     positions: how far any query of any pass can look back.
+    codes: of a coded pot, of which `keys` and `values` are only F columns; M are both together.
     row_weights: (Hkv, 1, g*T) float32, of each row in the mass, or None where none is wanted.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    mask: Tensor
+    masks: list[Tensor]
     positions: int
+    codes: Codes | None = None
     row_weights: Tensor | None = None
     new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
     new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
+    new_mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, T) float32
+    queries: dict[int, Tensor] | None = None  # layer -> (1, Hq, T, D), rotated, if wanted
 
 
-def mask(past_seq_len: Tensor, *, slots: int, width: int, group: int, dtype: torch.dtype) -> Tensor:
+def mask(
+    past_seq_len: Tensor,
+    *,
+    slots: int,
+    width: int,
+    group: int,
+    dtype: torch.dtype,
+    order: Tensor | None = None,
+) -> Tensor:
     """(g*T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
-    after them."""
+    after them. order: (M + T,) int32, the slot in each column, if not its index; that of a new
+    token is beyond any."""
     # A score added to it cannot overflow; infinities are wrong on some NPUs.
     hidden = torch.finfo(dtype).min / 4
     # No concatenation: the HTP lost a constant that was joined to a computed mask, and then only
@@ -56,7 +70,8 @@ def mask(past_seq_len: Tensor, *, slots: int, width: int, group: int, dtype: tor
     new = torch.where(column < slots, slots + width, column - slots)  # no slot is a new token
     row = torch.arange(width, dtype=torch.int32).repeat(group)
     # A slot's column is its index, and no new token's column is below past_seq_len.
-    visible = torch.logical_or(column < past_seq_len, new[None, :] <= row[:, None])
+    slot = column if order is None else order
+    visible = torch.logical_or(slot < past_seq_len, new[None, :] <= row[:, None])
     return torch.where(visible, 0.0, hidden).to(dtype)
 
 
@@ -95,17 +110,29 @@ def pot_attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
-    kv_heads, _, slots = past_key.shape
+    if past_key.dtype != query.dtype:  # a pot in fewer bytes
+        past_key, past_value = past_key.to(query.dtype), past_value.to(query.dtype)
+    kv_heads, _, floats = past_key.shape
     new_key = key.reshape(kv_heads, width, size).transpose(1, 2)  # (Hkv, D, T)
     new_value = value.reshape(kv_heads, width, size)
+    if pot.queries is not None:
+        pot.queries[layer] = query
     # The heads of a group are more rows of one product.
     rows = (query * scaling).reshape(kv_heads, query_heads // kv_heads * width, size)
-    scores = torch.cat([rows @ past_key, rows @ new_key], dim=-1)  # (Hkv, g*T, M+T)
-    weights = torch.softmax(scores + pot.mask, dim=-1, dtype=torch.float32)
+    codes = pot.codes
+    coded = [codes.scores(layer, rows)] if codes else []
+    parts = [rows @ past_key, *coded, rows @ new_key]
+    scores = torch.cat(parts, dim=-1)  # (Hkv, g*T, M+T)
+    slots = scores.shape[-1] - width
+    weights = torch.softmax(scores + pot.masks[layer], dim=-1, dtype=torch.float32)
     if pot.row_weights is not None:
         pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
+        pot.new_mass[layer] = (pot.row_weights @ weights[..., slots:])[:, 0]
     weights = weights.to(query.dtype)
-    out = weights[..., :slots] @ past_value + weights[..., slots:] @ new_value  # (Hkv, g*T, D)
+    # (Hkv, g*T, D)
+    out = weights[..., :floats] @ past_value + weights[..., slots:] @ new_value
+    if codes:
+        out = out + codes.values(layer, weights[..., floats:slots])
     pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
     return out.reshape(1, query_heads, width, size).transpose(1, 2), None
 

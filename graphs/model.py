@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from potexport.errors import PotexportError
+from potexport.geometry import ModelFacts, PotGeometry
 from potexport.graphs import attention
-from potexport.graphs.rope import TableRotary, rotary_of, turn_back, turn_tables
-from potexport.spec import ModelFacts, PotGeometry
+from potexport.graphs.codes import Codes
+from potexport.graphs.rope import TableRotary, rotary_of, turn_back, turn_table
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,17 @@ class Outputs:
     """What one pass gives. Rows are in token order.
 
     keys: L tensors (1, Hkv, D, T); values: L tensors (1, Hkv, T, D); logits: (1, T, V) float32;
-    mass: L tensors (Hkv, M) float32, empty without query weights.
+    mass: L tensors (Hkv, M) float32, and new_mass: L tensors (Hkv, T) float32, what slots and
+        tokens receive of the attention; empty without query weights.
+    queries: L tensors (1, Hq, T, D), rotated; empty unless asked for.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     logits: Tensor
     mass: list[Tensor]
+    new_mass: list[Tensor]
+    queries: list[Tensor]
 
 
 class PotModel(nn.Module):
@@ -43,37 +48,37 @@ class PotModel(nn.Module):
         attention.register()
         model.set_attn_implementation(attention.NAME)
         self.model = model
-        self.slots, self.positions = geometry.slots, geometry.positions
+        self.geometry = geometry
         self.query_heads: int = model.config.num_attention_heads
         rotary = rotary_of(model.base_model)
         name = next(name for name, child in model.base_model.named_children() if child is rotary)
         if isinstance(rotary, TableRotary):
             raise TypeError("this model was wrapped before; load it anew")
-        self.turn = turn_tables(rotary, geometry.slots)
+        self.turn = nn.Buffer(turn_table(rotary, geometry.positions))  # see `turn_table`
         setattr(model.base_model, name, TableRotary(rotary, geometry.positions, model.dtype))
 
     def run(
         self,
         input_ids: Tensor,
         past_seq_len: Tensor,
+        position: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
         query_weights: Tensor | None = None,
-        first_position: Tensor | None = None,
+        *,
+        codes: Codes | None = None,
+        want_queries: bool = False,
     ) -> Outputs:
         """One pass over a pot (see `attention.Pass`).
 
-        input_ids: (1, T) int32; past_seq_len: (1,) int32; first_position: (1,) int32, behind the
-            filled slots by default.
+        input_ids: (1, T) int32; past_seq_len: (1,) int32, or (L,) where layers have pots of
+            different sizes; position: (1,) int32, of the first token. codes: of a coded pot, of
+            which keys and values are a part.
         """
         width = input_ids.shape[1]
-        first = past_seq_len if first_position is None else first_position
-        position_ids = (first + torch.arange(width, dtype=torch.int32))[None]
+        position_ids = (position + torch.arange(width, dtype=torch.int32))[None]
         kv_heads = keys[0].shape[1]
         group = self.query_heads // kv_heads
-        mask = attention.mask(
-            past_seq_len, slots=self.slots, width=width, group=group, dtype=keys[0].dtype
-        )
         row_weights = (
             None
             if query_weights is None
@@ -83,21 +88,46 @@ class PotModel(nn.Module):
             # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
             [key.reshape(key.shape[1:]) for key in keys],
             [value.reshape(value.shape[1:]) for value in values],
-            mask,
-            self.positions,
+            self._masks(past_seq_len, width, group, len(keys), codes),
+            self.geometry.positions,
+            codes,
             row_weights,
+            queries={} if want_queries else None,
         )
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
         logits = self.model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, pot=step
         ).logits
         layers = range(len(keys))
+        weighted = layers if query_weights is not None else range(0)
+        mass = step.mass
+        if codes is not None:  # by slot, not by column
+            floats = keys[0].shape[3]
+            mass = {n: mass[n].index_select(1, codes.columns(n, floats)) for n in weighted}
         return Outputs(
             keys=[step.new_keys[layer] for layer in layers],
             values=[step.new_values[layer] for layer in layers],
             logits=logits.float(),
-            mass=[step.mass[layer] for layer in layers] if query_weights is not None else [],
+            mass=[mass[layer] for layer in weighted],
+            new_mass=[step.new_mass[layer] for layer in weighted],
+            queries=[step.queries[layer] for layer in layers] if step.queries else [],
         )
+
+    def _masks(
+        self, past_seq_len: Tensor, width: int, group: int, layers: int, codes: Codes | None
+    ) -> list[Tensor]:
+        """One for each layer; the same one where all layers have as many slots."""
+
+        def of(layer: int, fill: Tensor) -> Tensor:
+            slots = self.geometry.slots_of(layer)
+            order = None if codes is None else codes.order(layer, slots, width)
+            return attention.mask(
+                fill, slots=slots, width=width, group=group, dtype=self.model.dtype, order=order
+            )
+
+        if not self.geometry.shaped:
+            return [of(0, past_seq_len)] * layers
+        return [of(layer, past_seq_len[layer : layer + 1]) for layer in range(layers)]
 
     @torch.no_grad()
     def check_turn(self, facts: ModelFacts) -> None:
@@ -107,17 +137,23 @@ class PotModel(nn.Module):
         states wherever the token stands, and its keys at two positions must differ by the rotation
         alone.
         """
-        shape = (1, facts.kv_heads, facts.head_size, self.slots)
-        keys = [torch.zeros(shape, dtype=self.model.dtype) for _ in range(facts.layers)]
+        pot = self.geometry
+        keys = [
+            torch.zeros(
+                1, facts.kv_heads, facts.head_size, pot.slots_of(layer), dtype=self.model.dtype
+            )
+            for layer in range(facts.layers)
+        ]
         values = [key.transpose(2, 3) for key in keys]
         token = torch.ones(1, 1, dtype=torch.int32)
-        distance = self.slots - 1
-        empty = torch.zeros(1, dtype=torch.int32)
-        near = self.run(token, empty, keys, values)
-        far = self.run(token, empty, keys, values, first_position=empty + distance)
-        cos, sin = (table[distance:] for table in self.turn)
+        distance = pot.positions - 1
+        zero = torch.zeros(1, dtype=torch.int32)
+        fill = zero.expand(facts.layers if pot.shaped else 1)
+        near = self.run(token, fill, zero, keys, values)
+        far = self.run(token, fill, zero + distance, keys, values)
+        by = self.turn[distance:].expand(facts.kv_heads, -1)
         for layer, (old, new) in enumerate(zip(far.keys, near.keys, strict=True)):
-            turned = turn_back(old[0, :, :, 0].float(), cos, sin)
+            turned = turn_back(old[0, :, :, 0].float(), by)
             wanted = new[0, :, :, 0].float()
             error = (turned - wanted).norm() / wanted.norm()
             if error > (0.02 if self.model.dtype == torch.float16 else 1e-3):
@@ -150,10 +186,23 @@ class Superset(nn.Module):
         next_ids: Tensor,
         query_weights: Tensor,
         past_seq_len: Tensor,
+        position: Tensor,
         pot: list[Tensor],
+        coded: list[Tensor],
+        positions: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """pot: key, value of layer 0, key, value of layer 1 ...; returns logits, novelty, L masses,
-        L x (key, value)."""
-        out = self.core.run(input_ids, past_seq_len, pot[0::2], pot[1::2], query_weights)
+        """pot: key, value of layer 0, key, value of layer 1 ...; coded: the tensors of
+        `Layout.codes`, with the positions of slots, if there are any; returns logits, novelty, L
+        masses, L new masses, L x (key, value)."""
+        out = self.core.run(
+            input_ids,
+            past_seq_len,
+            position,
+            pot[0::2],
+            pot[1::2],
+            query_weights,
+            codes=Codes.in_order(coded, positions, self.core.geometry.sink, self.core.turn),
+        )
         rows = [row for pair in zip(out.keys, out.values, strict=True) for row in pair]
-        return (out.logits, self.core.novelty(out.logits, next_ids), *out.mass, *rows)
+        novelty = self.core.novelty(out.logits, next_ids)
+        return (out.logits, novelty, *out.mass, *out.new_mass, *rows)

@@ -44,28 +44,46 @@ def rotary_of(base: nn.Module) -> nn.Module:
     return base.get_submodule(found[0])
 
 
-def turn_tables(rotary: nn.Module, slots: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, (M, D/2) float32, that turn a key by 0 ... M-1 positions.
+def turn_table(rotary: nn.Module, positions: int) -> Tensor:
+    """(positions, D) float32, cos and then sin of D/2 angles, that turn a key by 0, 1, 2, …
+    positions. One table and not two: rows are gathered once.
 
     Scaled rotary embeddings multiply cos and sin by a constant; a key carries it already, so it is
     divided out here.
     """
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(slots)[None])
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(positions)[None])
     half = cos.shape[-1] // 2
     scale = cos[0, 0, 0]
-    return (cos[0, :, :half] / scale).contiguous(), (sin[0, :, :half] / scale).contiguous()
+    table: Tensor = torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=-1) / scale
+    return table
 
 
-def turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turn_back(keys: Tensor, by: Tensor) -> Tensor:
     """Rotate keys to earlier positions.
 
     Args:
         keys: (N, D) rotated, "rotate half" layout: pair i is the elements i and i + D/2.
-        cos, sin: (N, D/2) of the number of positions to go back, from `turn_tables`.
+        by: (N, D), rows of `turn_table` for the number of positions to go back.
 
     Returns: (N, D). Source: R(new - old) R(old) k = R(new) k; arXiv 2410.01518, section 3.4
     (context-reset RoPE).
     """
     half = keys.shape[-1] // 2
+    cos, sin = by[:, :half], by[:, half:]
     first, second = keys[:, :half], keys[:, half:]  # not chunk: it exports as a sequence
     return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
+
+
+def turn_forward(keys: Tensor, by: Tensor) -> Tensor:
+    """Rotate keys to later positions; arguments as of `turn_back`."""
+    half = by.shape[-1] // 2
+    return turn_back(keys, torch.cat([by[:, :half], -by[:, half:]], dim=-1))
+
+
+def turn_columns_forward(keys: Tensor, by: Tensor) -> Tensor:
+    """The same for keys as a pot has them: keys (R, D, M); by (R, M, D) -> (R, D, M)."""
+    half = keys.shape[1] // 2
+    by = by.transpose(1, 2)
+    cos, sin = by[:, :half], by[:, half:]  # (R, D/2, M)
+    first, second = keys[:, :half], keys[:, half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from potexport.graphs.rope import turn_back
+
 FREE = -6e4  # below any score, and finite in fp16
 
 
@@ -22,10 +24,17 @@ class Candidates:
     slot: (M,) int32, its own index. fill, keep: (1,) int32.
     forced: (M,) bool, sinks and recent slots, which stay whatever their score. open: (M,) bool,
         occupied and not forced.
-    mass: (R, M) float32 >= 0; novelty: (R, M) float32, nats. Free slots hold 0 mass and arbitrary
-        novelty.
-    keys: (R, D, M), rotated at their slots' positions; values: (R, M, D). Free slots hold arbitrary
-    rows. What the policy does not list in its `needs` is None.
+    heads: key/value heads of a layer. layers: which ones the rows belong to.
+    mass, window, received: (R, M) float32 >= 0, the attention of the catalyst, of the last tokens
+        read and of all tokens so far, summed over them; 0 in free slots.
+    novelty: (R, M) float32, nats; arbitrary in free slots.
+    keys: (R, D, M), rotated at `positions`; values: (R, M, D). Free slots hold arbitrary rows.
+    positions: (R, M) int32, where each key stands. turn: (positions, D), `rope.turn_table`.
+    query_mean, query_cov: (Hq, D), (Hq, D, D), of un-rotated queries; position: (1,) int32, of the
+        next token.
+    seen: (R, M) each, what the policy's `look` made of keys and values. Those, positions, turn and
+        what is known of queries are there for `look` alone, which is given one layer.
+    What the policy does not list in its `needs` is None.
     """
 
     slot: Tensor
@@ -34,15 +43,45 @@ class Candidates:
     keep_max: int
     forced: Tensor
     open: Tensor
+    heads: int = 1
+    layers: range = range(1)
     mass: Tensor | None = None
+    window: Tensor | None = None
+    received: Tensor | None = None
     novelty: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
+    positions: Tensor | None = None
+    turn: Tensor | None = None
+    query_mean: Tensor | None = None
+    query_cov: Tensor | None = None
+    position: Tensor | None = None
+    seen: tuple[Tensor, ...] = ()
 
     @property
     def room(self) -> Tensor:
         """(1,) int32: how many of the open slots stay."""
         return self.keep - self.forced.to(torch.int32).sum(dim=0, keepdim=True, dtype=torch.int32)
+
+    @property
+    def occupied(self) -> Tensor:
+        """(M,) bool."""
+        return self.slot < self.fill
+
+    @property
+    def plain_keys(self) -> Tensor:
+        """(R, M, D) float32: the keys as they were before rotation, slot by slot."""
+        assert self.keys is not None
+        assert self.positions is not None
+        assert self.turn is not None
+        heads, size, slots = self.keys.shape
+        rows = self.keys.transpose(1, 2).reshape(heads * slots, size)
+        by = self.turn.index_select(0, self.positions.reshape(-1))
+        return turn_back(rows.float(), by).reshape(heads, slots, size)
+
+    def last(self, count: int | Tensor) -> Tensor:
+        """(M,) bool: the last `count` occupied slots."""
+        return torch.logical_and(self.slot >= self.fill - count, self.slot < self.fill)
 
 
 def best(scores: Tensor, among: Tensor, count: Tensor, most: int) -> Tensor:

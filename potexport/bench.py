@@ -182,7 +182,7 @@ class _Held:
             "prefill": lambda: backend.prefill(ids[:-1], ids[1:], 0.0),
             "decode": lambda: backend.decode(3, 0.0),
             "observe": lambda: backend.observe(few),
-            "compress": lambda: backend.compress(pot.keep),
+            "compress": lambda: backend.compress(pot.keep, reset=False),
         }
         taken = []
         for _ in range(1 + REPEATS[name]):

@@ -7,42 +7,43 @@ library, for the runtime uses it too.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from potexport.coding import POT_DTYPES
 from potexport.errors import PotexportError
-from potexport.spec import (
-    ITEM_BYTES,
-    GraphSpec,
-    Layout,
-    ModelFacts,
-    PotGeometry,
-    TensorSpec,
-)
+from potexport.geometry import ModelFacts, PotGeometry
+from potexport.spec import ITEM_BYTES, GraphSpec, Layout, TensorSpec
 
 MANIFEST = "potexport.json"
-FORMAT = 1
+FORMAT = 2
+# Of a coded pot: `potexport.channels`.
+KEY_FILES = ("key_channels.npy", "key_turns.npy")
 LARGEST_MANIFEST = 64 << 20  # bytes; ours are well below one MiB for a hundred layers
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """Which policy the compression graph holds; `needs` says what the runtime must gather for
-    it."""
+    """A policy and the compression graph that holds it.
 
+    label: how a person names it among those of the bundle. needs: what the runtime must gather for
+    it; window: of how many of the last tokens it wants the attention, 0 for none. can_be_blind: it
+    scores without a catalyst, too.
+    """
+
+    label: str
     name: str
     needs: tuple[str, ...]
     settings: dict[str, Any]
+    graph: str = "compress"
+    window: int = 0
+    can_be_blind: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,12 @@ class Manifest:
 
     weights: the safetensors file, or the ExecuTorch program, which holds its own. eos_token_ids:
     any of them ends an answer. npu: one entry a chip. program: of bundles for ExecuTorch.
+    policies: the first is used unless another is asked for. pot_dtype: see `Layout`.
     """
 
     model: ModelFacts
     pot: PotGeometry
-    policy: PolicyFacts
+    policies: tuple[PolicyFacts, ...]
     precision: str
     target: str
     runtime: str
@@ -137,6 +139,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     weights: str
     tools: dict[str, str]
+    pot_dtype: str = ""
     npu: tuple[Npu, ...] = ()
     program: Program | None = None
     files: dict[str, FileFacts] = field(default_factory=dict)
@@ -146,16 +149,33 @@ class Manifest:
         return self.weights if self.program else f"{graph}.onnx"
 
     @property
+    def policy(self) -> PolicyFacts:
+        """The one that is used unless another is asked for."""
+        return self.policies[0]
+
+    def policy_of(self, label: str) -> PolicyFacts:
+        """The one of this label; PotexportError lists them all if there is none."""
+        for policy in self.policies:
+            if policy.label == label:
+                return policy
+        has = ", ".join(policy.label for policy in self.policies)
+        raise PotexportError(
+            f"the bundle has no policy {label!r}; it has {has}: build it with --policy {label}"
+        )
+
+    @property
     def layout(self) -> Layout:
-        return Layout(self.model, self.pot, frozenset(self.policy.needs), self.dtype)
+        others = tuple((each.graph, frozenset(each.needs)) for each in self.policies[1:])
+        needs = frozenset(self.policy.needs)
+        return Layout(self.model, self.pot, needs, self.dtype, others, self.pot_dtype)
 
     @property
     def dtype(self) -> str:
-        """The float type of the pot."""
+        """The float type of new rows, and of the pot unless `pot_dtype` says otherwise."""
         return next(
             tensor.dtype
-            for tensor in self.graphs["decode"].inputs
-            if tensor.name.startswith("past_key_values")
+            for tensor in self.graphs["decode"].outputs
+            if tensor.name.startswith("present")
         )
 
     def to_json(self) -> str:
@@ -188,6 +208,11 @@ def read(folder: str | os.PathLike[str]) -> Manifest:
     version = document.get("format") if isinstance(document, dict) else None
     if not isinstance(version, int):
         raise PotexportError(f"{path} has no format version; it is not a manifest of potexport")
+    if version < FORMAT:
+        raise PotexportError(
+            f"{path} has format {version}, older than the {FORMAT} that this potexport reads; "
+            "build the bundle again"
+        )
     if version > FORMAT:
         raise PotexportError(
             f"{path} has format {version}, newer than the {FORMAT} that this potexport reads; "
@@ -204,8 +229,11 @@ def read(folder: str | os.PathLike[str]) -> Manifest:
 def _parse(document: dict[str, Any]) -> Manifest:
     manifest = Manifest(
         model=ModelFacts(**document["model"]),
-        pot=PotGeometry(**document["pot"]),
-        policy=PolicyFacts(**{**document["policy"], "needs": tuple(document["policy"]["needs"])}),
+        pot=_pot(document["pot"]),
+        policies=tuple(
+            PolicyFacts(**{**entry, "needs": tuple(entry["needs"])})
+            for entry in document["policies"]
+        ),
         graphs={name: _graph(name, entry) for name, entry in document["graphs"].items()},
         files={_plain_name(name): FileFacts(**entry) for name, entry in document["files"].items()},
         weights=_plain_name(document["weights"]),
@@ -213,12 +241,17 @@ def _parse(document: dict[str, Any]) -> Manifest:
         tools={str(name): str(version) for name, version in document["tools"].items()},
         npu=tuple(_npu(entry) for entry in document.get("npu", ())),
         program=_program(document.get("program")),
+        pot_dtype=_pot_dtype(document.get("pot_dtype", "")),
         **{
             name: str(document[name])
             for name in ("precision", "target", "runtime", "catalyst", "source")
         },
     )
     manifest.pot.check()
+    if len(manifest.pot.layer_slots) not in (0, manifest.model.layers):
+        raise ValueError(f"its pot has the slots of {len(manifest.pot.layer_slots)} layers")
+    if not manifest.policies:
+        raise ValueError("it has no policy")
     expected = manifest.layout.graphs()
     if manifest.graphs != expected:
         differing = sorted(set(manifest.graphs) ^ set(expected)) or [
@@ -235,6 +268,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
     for name in (
         manifest.weights,
         "tokenizer.json",
+        *(KEY_FILES if manifest.layout.coding else ()),
         *(manifest.file_of(graph) for graph in manifest.graphs),
         *(context.file for npu in manifest.npu for context in npu.contexts.values()),
     ):
@@ -255,6 +289,16 @@ def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
         return specs
 
     return GraphSpec(name, tensors("inputs"), tensors("outputs"))
+
+
+def _pot(entry: Mapping[str, Any]) -> PotGeometry:
+    return PotGeometry(**{**entry, "layer_slots": tuple(int(n) for n in entry["layer_slots"])})
+
+
+def _pot_dtype(name: str) -> str:
+    if name and name not in POT_DTYPES:
+        raise ValueError(f"its pot is of type {name!r}")
+    return name
 
 
 def _npu(entry: Mapping[str, Any]) -> Npu:
@@ -310,76 +354,6 @@ def check_files(
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, last of all files, with the size and digest of every other."""
-    files = {
-        path.name: FileFacts(path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())
-    }
-    complete = Manifest(**{**manifest.__dict__, "files": files})
-    (folder / MANIFEST).write_text(complete.to_json(), encoding="utf-8")
-
-
-@contextmanager
-def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling that becomes `destination` if the block succeeds, and disappears if it
-    does not.
-
-    A killed build leaves the sibling, whose name begins with a dot, and never a half bundle; the
-    next build of the same bundle removes it.
-    """
-    refuse_existing(destination, force=force)
-    parent = destination.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent, destination.name)
-        prefix = f".{destination.name}.building-{os.getpid()}-"
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    except OSError as error:
-        raise PotexportError(
-            f"cannot write beside {destination}: {error.strerror}; choose another --output"
-        ) from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if destination.exists():
-            refuse_existing(destination, force=force)
-            old = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)) / "old"
-            destination.rename(old)
-            folder.rename(destination)
-            shutil.rmtree(old.parent, ignore_errors=True)
-        else:
-            folder.rename(destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(parent: Path, name: str) -> None:
-    """Remove what killed builds of this bundle left; a build that is still running keeps its
-    folder. Only where the system tells which processes run."""
-    if not Path("/proc/self").exists():
-        return
-    for left in parent.glob(f".{glob.escape(name)}.building-*-*"):
-        process = left.name.rsplit("-", 2)[1]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def refuse_existing(destination: Path, *, force: bool) -> None:
-    """PotexportError if the destination is taken: always for what is not a bundle, without `force`
-    for what is one."""
-    if not destination.exists():
-        return
-    is_bundle = (destination / MANIFEST).is_file()
-    if not force:
-        hint = "add --force to replace it" if is_bundle else "choose another --output"
-        raise PotexportError(f"{destination} exists; {hint}")
-    if not is_bundle and not (destination.is_dir() and not any(destination.iterdir())):
-        raise PotexportError(
-            f"{destination} exists and is not a bundle, so --force does not replace it; choose "
-            "another --output"
-        )
 
 
 def _first_line(error: Exception) -> str:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from potexport.bundle import PolicyFacts
 from potexport.errors import PotexportError
-from potexport.graphs.model import PotModel
+from potexport.graphs.model import Outputs, PotModel
 from potexport.graphs.policies import Policy
 from potexport.reference import TorchBackend
 from potexport.runtime.backend import Array
@@ -88,19 +89,26 @@ def pair_norm(key: Array) -> float:
 class _Watching(TorchBackend):
     """The eager loop, with the rows that leave for the pot looked at."""
 
-    def __init__(self, core: PotModel, policy: Policy, layout: Layout, into: Ranges) -> None:
-        super().__init__(core, policy, layout)
-        self._into = into
-        into.keys = [0.0] * layout.facts.layers
-        into.values = [0.0] * layout.facts.layers
+    into: Ranges
+
+    def watch(self, into: Ranges) -> None:
+        self.into = into
+        into.keys = [0.0] * self.layout.facts.layers
+        into.values = [0.0] * self.layout.facts.layers
 
     def run_pass(
-        self, ids: Array, width: int, *, observe: bool = False
-    ) -> tuple[list[Array], list[Array], Tensor, list[Tensor]]:
-        out = super().run_pass(ids, width, observe=observe)
-        for layer, (key, value) in enumerate(zip(out[0], out[1], strict=True)):
-            self._into.keys[layer] = max(self._into.keys[layer], pair_norm(key))
-            self._into.values[layer] = max(self._into.values[layer], float(np.abs(value).max()))
+        self,
+        ids: Array,
+        width: int,
+        *,
+        weigh: bool = False,
+        back: int = 0,
+        want_queries: bool = False,
+    ) -> Outputs:
+        out = super().run_pass(ids, width, weigh=weigh, back=back, want_queries=want_queries)
+        for layer, (key, value) in enumerate(zip(out.keys, out.values, strict=True)):
+            self.into.keys[layer] = max(self.into.keys[layer], pair_norm(key.numpy()))
+            self.into.values[layer] = max(self.into.values[layer], float(value.abs().max()))
         return out
 
 
@@ -126,7 +134,7 @@ def needed(layout: Layout) -> int:
 
 def calibrate(
     core: PotModel,
-    policy: Policy,
+    policy: tuple[PolicyFacts, Policy],
     layout: Layout,
     ids: Array,
     *,
@@ -149,7 +157,8 @@ def calibrate(
         )
     ranges = Ranges()
     with torch.no_grad(), _watched(core.model, ranges):
-        backend = _Watching(core, policy, layout, ranges)
+        backend = _Watching(core, [policy], layout)
+        backend.watch(ranges)
         _read(backend, layout, ids, catalyst)
         width = layout.pot.chunk
         for start in starts:
@@ -172,8 +181,11 @@ def _read(backend: TorchBackend, layout: Layout, ids: Array, catalyst: Sequence[
             chunk, following = ids[done : done + count], ids[done + 1 : done + 1 + count]
             backend.prefill(chunk, following, 0.0)
             done += count
-        if "mass" in layout.needs:
+        if "mass" in layout.needs and asked.size:
             backend.observe(asked)
+        if "window" in layout.needs:
+            window = backend.policy.window
+            backend.observe(ids[done - window : done], back=window, into="window")
         if turn < COMPRESSIONS:
             backend.compress(pot.keep)
 

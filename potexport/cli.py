@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import errno
 import sys
-from dataclasses import fields
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from potexport import __version__, cli_bench, cli_npu
-from potexport.cli_parts import Function, as_json
+from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report
+from potexport.cli_parts import COUNT, as_json, trust
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
-from potexport.spec import PRECISIONS
 
 if TYPE_CHECKING:
     from potexport.runtime.reading import Document
@@ -28,7 +25,6 @@ CURABLE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
     | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EMFILE}
 )
-COUNT = click.IntRange(min=1)
 
 
 class Commands(click.Group):
@@ -62,94 +58,10 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def trust(function: Function) -> Function:
-    return click.option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Run Python code that the model's repository brings along. Default: never.",
-    )(function)
-
-
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="potexport")
 def cli() -> None:
     """Export language models to static-shape graphs that read without end in constant memory."""
-
-
-@cli.command(short_help="Make a bundle from a model.")
-@click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the new bundle.")
-@click.option("--target", default="cpu", help="Where it is to run; `potexport targets`. [cpu]")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "executorch"]), help="What is to run "
-              "it there. Default: onnxruntime, where it has such a target.")  # fmt: skip
-@click.option("--soc", multiple=True, metavar="CHIP", help="Chip to compile for, by name; may be "
-              "given more than once. For NPU targets.")  # fmt: skip
-@click.option("--compress-on", type=click.Choice(["npu", "cpu"]), help="Where compressions run. "
-              "Default: the NPU, if its emulator keeps the CPU's slots.")  # fmt: skip
-@click.option("--pot", type=int, metavar="SLOTS", help="Slots of the pot, one token each. "
-              "Default: an eighth of the model's context, from 512 to 2,048.")  # fmt: skip
-@click.option("--keep", type=int, metavar="SLOTS", help="Slots that a compression keeps, if the "
-              "runtime does not say otherwise. Default: half of the pot.")  # fmt: skip
-@click.option("--keep-max", type=int, metavar="SLOTS", help="The most that the runtime may keep. "
-              "Default: the pot less a chunk.")  # fmt: skip
-@click.option("--chunk", type=int, metavar="TOKENS", help="Tokens read in one pass. "
-              "Default: 64, at most a quarter of the pot.")  # fmt: skip
-@click.option("--catalyst-width", type=int, metavar="TOKENS", help="Most tokens of the question or "
-              "instruction that scores the pot. Default: 32.")  # fmt: skip
-@click.option("--policy", default="infinipot",
-              help="What a compression keeps; `potexport policies`. [infinipot]")  # fmt: skip
-@click.option("--alpha", type=float, metavar="SHARE", help="Setting of a policy: the share, 0 to "
-              "1, of kept slots that go to novel tokens. Default: the policy's.")  # fmt: skip
-@click.option("--pool", type=int, metavar="SLOTS", help="Setting of a policy: scores are pooled "
-              "over this many slots, an odd number. Default: the policy's.")  # fmt: skip
-@click.option("--sink", type=int, metavar="SLOTS",
-              help="First slots that are always kept. Default: 4.")  # fmt: skip
-@click.option("--recent", type=int, metavar="SLOTS",
-              help="Last slots that are always kept. Default: 16.")  # fmt: skip
-@click.option("--precision", type=click.Choice(list(PRECISIONS)),
-              help="Of weights and pot. Default: the target's.")  # fmt: skip
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text, some "
-              "pages of the kind that will be read; for --precision a16w8.")  # fmt: skip
-@click.option("--opset", type=int, metavar="VERSION",
-              help="ONNX operator set, 18 to 23. Default: 23.")  # fmt: skip
-@click.option("--catalyst", metavar="TEXT", help="Instruction that scores the pot where there is "
-              "no question. Default: to summarize what matters.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the bundle, once the new one is complete.")
-@trust
-@click.option("--dry-run", is_flag=True,
-              help="Print shapes, file sizes and memory; do and write nothing.")  # fmt: skip
-@as_json
-def build(
-    output: Path | None,
-    force: bool,
-    dry_run: bool,
-    json: bool,
-    alpha: float | None,
-    pool: int | None,
-    **given: Any,
-) -> None:
-    """Make a bundle from MODEL: a Hugging Face folder, a .gguf file, or a hub id (org/name)."""
-    from potexport import bundle, pipeline, progress, show
-
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o' / '--output': the folder of the new bundle.")
-    chosen = {name: value for name, value in given.items() if value is not None}
-    options = pipeline.Options(settings={"alpha": alpha, "pool": pool}, **chosen)
-    if dry_run:
-        if output:
-            bundle.refuse_existing(output, force=force)
-        decided = pipeline.plan(options)
-        _print_json(show.plan_json(decided)) if json else show.plan(decided)
-        return
-    assert output is not None
-    started = perf_counter()
-    with progress.Stages(quiet=json) as stages:
-        manifest = pipeline.build(options, output, force=force, stage=stages)
-    seconds = perf_counter() - started
-    if json:
-        _print_json(show.built_json(output, manifest, seconds, stages.seconds))
-    else:
-        show.built(output, manifest, seconds)
 
 
 @cli.command(short_help="Read a text of any length and answer.")
@@ -174,6 +86,12 @@ def build(
 @click.option("--seed", type=int, help="Same seed, same answer. Default: a new one each time.")
 @click.option("--stop", multiple=True, metavar="TEXT",
               help="End the answer before this text; may be given more than once.")  # fmt: skip
+@click.option("--policy", metavar="LABEL", help="Of those that the bundle holds. Default: its "
+              "first.")  # fmt: skip
+@click.option("--keep", metavar="SLOTS|auto", help="Slots that a compression keeps; auto: as few "
+              "as hold --keep-mass of the attention. Default: the bundle's.")  # fmt: skip
+@click.option("--keep-mass", type=float, default=0.95, metavar="SHARE",
+              help="Of the attention, for --keep auto. [0.95]")  # fmt: skip
 @click.option("--threads", type=COUNT, help="Default: one for each core it may use.")
 @click.option("--backend", default="auto", help="auto, npu or cpu. Auto takes the NPU if the "
               "bundle was compiled for this device's. [auto]")  # fmt: skip
@@ -190,6 +108,9 @@ def run(
     catalyst: str | None,
     max_new_tokens: int,
     stop: tuple[str, ...],
+    policy: str | None,
+    keep: str | None,
+    keep_mass: float,
     threads: int | None,
     backend: str,
     no_check: bool,
@@ -211,7 +132,13 @@ def run(
     sampling = Sampling(**drawing)
     StopStrings(stop)  # refused now, not after a book
     document, question, scores = _what_to_read(prompt, file, question)
-    session = Session.open(bundle, backend=backend, threads=threads, check=not no_check)
+    session = Session.open(
+        bundle, backend=backend, threads=threads, check=not no_check, policy=policy
+    )
+    if keep is not None:
+        session.keep = "auto" if keep == "auto" else _number(keep)
+    session.keep_mass = keep_mass
+    session.check_keep()
     around = reading.frame(session.text, question=question, system=system, raw=raw)
     by = scores if catalyst is None else catalyst
     if by is not None and session.set_catalyst(by):
@@ -228,6 +155,13 @@ def run(
     else:
         click.echo()
         progress.summary(session)
+
+
+def _number(keep: str) -> int:
+    try:
+        return int(keep)
+    except ValueError as error:
+        raise click.UsageError(f"--keep is {keep!r}; give a number of slots, or auto.") from error
 
 
 def _what_to_read(
@@ -303,30 +237,6 @@ def verify(
 
 @cli.command()
 @as_json
-def policies(json: bool) -> None:
-    """List the policies: what a compression keeps."""
-    from potexport import pipeline, plugins, show
-
-    pipeline.require_export_packages()
-    from potexport.graphs.policies import _find
-
-    found: dict[str, dict[str, Any]] = {}
-    for name in plugins.names(_find.PACKAGE):
-        kind = _find.policy_class(name)
-        found[name] = {
-            "summary": _summary(kind.__module__),
-            "needs": sorted(kind.needs),
-            "settings": {setting.name: setting.default for setting in fields(kind)},
-        }
-    _print_json(found) if json else show.policies(found)
-
-
-def _summary(module: str) -> str:
-    return (sys.modules[module].__doc__ or "").strip().partition("\n")[0]
-
-
-@cli.command()
-@as_json
 def targets(json: bool) -> None:
     """List the targets: where a bundle can run, and how far that was proven."""
     from potexport import show, targets
@@ -335,6 +245,10 @@ def targets(json: bool) -> None:
     _print_json(found) if json else show.targets(found)
 
 
+cli.add_command(cli_build.build)
+cli.add_command(cli_build.policies)
+cli.add_command(cli_eval.evaluate)
+cli.add_command(cli_report.report)
 cli.add_command(cli_bench.bench)
 cli.add_command(cli_npu.coverage)
 cli.add_command(cli_npu.push)

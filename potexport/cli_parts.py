@@ -9,11 +9,20 @@ from typing import Any, TypeVar
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+COUNT = click.IntRange(min=1)
 
 
 def as_json(function: Function) -> Function:
     return click.option(
         "--json", is_flag=True, help="Print one JSON object on stdout and nothing else."
+    )(function)
+
+
+def trust(function: Function) -> Function:
+    return click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that the model's repository brings along. Default: never.",
     )(function)
 
 

@@ -16,7 +16,7 @@ from potexport.graphs.compress import Compress
 from potexport.graphs.model import PotModel, Superset
 from potexport.programs import Graph, example
 from potexport.runtime.quiet import quietly
-from potexport.spec import Layout
+from potexport.spec import GraphSpec, Layout
 
 
 def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
@@ -27,27 +27,32 @@ def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     pot = [example(spec) for spec in layout.past()]
     # Two tensors, not one twice: the tracer would take them for the same input.
     ids, next_ids = (torch.zeros(1, tokens, dtype=torch.int32) for _ in range(2))
-    args = (ids, next_ids, torch.zeros(tokens), torch.zeros(1, dtype=torch.int32), pot)
-    dims = ({1: width}, {1: width}, {0: width}, None, [None] * len(pot))
+    fill, position = (torch.zeros(n, dtype=torch.int32) for n in (layout.counts, 1))
+    coded = [example(spec) for spec in layout.codes()]
+    stood = layout.positions() if coded else ()
+    lists = (pot, coded, [example(spec) for spec in stood])
+    args = (ids, next_ids, torch.zeros(tokens), fill, position, *lists)
+    dims = ({1: width}, {1: width}, {0: width}, None, None, *([None] * len(x) for x in lists))
     model = _translate(Superset(core), args, opset=opset, dims=dims)
     facts = layout.facts
-    outputs = ["logits", "novelty", *(f"mass.{layer}" for layer in range(facts.layers))]
+    outputs = ["logits", "novelty"]
+    outputs += [f"{name}.{n}" for name in ("mass", "new_mass") for n in range(facts.layers)]
     outputs += [spec.name for spec in layout.rows("present", 1)]
     inputs = [
         "input_ids",
         "next_ids",
         "query_weights",
         "past_seq_len",
-        *(spec.name for spec in layout.past()),
+        "position",
+        *(spec.name for spec in (*layout.past(), *layout.codes(), *stood)),
     ]
     return _rename(model, inputs, outputs)
 
 
-def compress(core: Compress, layout: Layout, *, opset: int) -> ir.Model:
-    """The compression graph."""
-    graph = Graph.compression(core, layout)
+def compress(core: Compress, spec: GraphSpec, *, opset: int) -> ir.Model:
+    """A compression graph."""
+    graph = Graph.compression(core, spec)
     model = _translate(graph, graph.example(), opset=opset, dims=None)
-    spec = graph.spec
     return _rename(model, [t.name for t in spec.inputs], [t.name for t in spec.outputs])
 
 

@@ -6,8 +6,9 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from potexport.errors import PotexportError
+from potexport.geometry import ModelFacts
 from potexport.runtime.quiet import quietly
-from potexport.spec import ITEM_BYTES, QUANTIZED, ModelFacts
+from potexport.spec import ITEM_BYTES, QUANTIZED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -45,14 +46,7 @@ def weight_bytes(
 
     dtype: of what is not quantized. packed_tables: whether embeddings are quantized as well.
     """
-    import torch
-
-    with quietly():  # transformers imports torchao where it is installed, which is not quiet
-        from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        auto: Any = AutoModelForCausalLM
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    model = _without_storage(config, trust_remote_code=trust_remote_code)
     table = model.get_input_embeddings().weight
     sizes = [
         weight.numel() for weight in model.parameters() if weight is not table
@@ -64,6 +58,23 @@ def weight_bytes(
     if packed_tables:  # looked up by 4 bits and a float for 32; the head is one more product
         return int(0.625 * table.numel() + QUANTIZED[precision] * (own + sum(sizes)))
     return int(2 * table.numel() + own + QUANTIZED[precision] * sum(sizes))
+
+
+def _without_storage(config: PreTrainedConfig, *, trust_remote_code: bool) -> Any:
+    import torch
+
+    with quietly():  # transformers imports torchao where it is installed, which is not quiet
+        from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def parameters(config: PreTrainedConfig, *, trust_remote_code: bool) -> int:
+    """How many numbers the model was trained to, tied ones once."""
+    model = _without_storage(config, trust_remote_code=trust_remote_code)
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def end_tokens(generation: Any) -> tuple[int, ...]:

@@ -77,7 +77,9 @@ def lower(
 
         delegate = target.delegate
         partitioners = {
-            name: delegate.partitioners(soc) if name != "compress" or delegate.compresses else []
+            name: delegate.partitioners(soc)
+            if not name.startswith("compress") or delegate.compresses
+            else []
             for name in programs
         }
         ready = {

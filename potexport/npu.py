@@ -18,7 +18,7 @@ from potexport.bundle import Context, Npu
 from potexport.npu_graphs import numbers
 from potexport.runtime.backend import Array
 from potexport.runtime.qnn_backend import emulated
-from potexport.spec import Layout, TensorSpec
+from potexport.spec import SCORES, Layout, TensorSpec
 from potexport.targets import Soc
 
 PACKAGE = "onnxruntime-qnn"
@@ -112,7 +112,12 @@ def _full_pot(layout: Layout) -> dict[str, Array]:
             return np.array([slots], np.int32)
         if tensor.name == "keep":
             return np.array([layout.pot.keep], np.int32)
-        if tensor.name.startswith(("mass", "novelty")):
+        if tensor.name == "reset":
+            return np.array([1], np.int32)
+        if tensor.name.startswith("positions"):  # far apart, as after many compressions
+            apart = layout.pot.positions // slots
+            return np.tile(np.arange(slots, dtype=np.int32) * apart, (tensor.shape[0], 1))
+        if tensor.name.startswith(SCORES):
             order = [random.permutation(slots) for _ in range(tensor.shape[0])]
             return (np.stack(order) / 64).astype(tensor.dtype)
         if tensor.dtype == "uint16":  # codes, with room for a turn

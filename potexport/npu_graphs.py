@@ -56,7 +56,7 @@ def check(
     source.reset()
     source.feed(ids[: (manifest.pot.slots // chunk - 1) * chunk + 1])
     pot = source.backend.pot
-    if "mass" in manifest.policy.needs:
+    if "mass" in manifest.policy.needs and catalyst.size:
         source.backend.observe(catalyst)
     table = None if npu.embedding is None else map_weights(folder / manifest.weights)[npu.embedding]
     ahead = ids[pot.fill : pot.fill + chunk + 1]
@@ -84,7 +84,7 @@ def _embedded(given: Arrays, table: Array | None) -> Arrays:
 
 def inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: int) -> Arrays:
     """What a portable graph is given."""
-    per_slot = {"mass": pot.mass, "novelty": pot.novelty}
+    per_slot = {**pot.scores, "positions": pot.positions}
     arrays: Arrays = {}
     for tensor in spec.inputs:
         array = arrays[tensor.name] = np.zeros(tensor.shape, tensor.dtype)
@@ -94,7 +94,11 @@ def inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: 
         elif kind in per_slot:
             array[...] = per_slot[kind][int(rest[0])]
         elif kind == "past_seq_len":
-            array[...] = pot.fill
+            array[...] = pot.fills
+        elif kind == "position":
+            array[...] = pot.position
+        elif kind == "reset":
+            array[...] = 1
         elif kind == "keep":
             array[...] = keep
         elif kind == "next_ids":
@@ -127,21 +131,28 @@ def _in_torch(graph: str, backend: Backend, given: Arrays, tokens: Mapping[str, 
 
     oracle: TorchBackend = backend  # type: ignore[assignment]
     if graph == "compress":
-        fill = oracle.pot.fill
+        before = oracle.pot.save()
         kept = oracle.compress(int(given["keep"][0]))
-        oracle.pot.fill = fill
+        oracle.pot.load(before)
         return {f"kept.{layer}": slots for layer, slots in enumerate(kept)}
     ids = tokens[graph]
     width = given["input_ids"].shape[1]
-    keys, values, logits, mass = oracle.run_pass(ids, width, observe=graph == "observe")
+    out = oracle.run_pass(ids, width, weigh="query_weights" in given)
+    received = {"mass": out.mass, "new_mass": out.new_mass} if graph != "observe" else {}
+    by_layer = {"present.{}.key": out.keys, "present.{}.value": out.values}
+    by_layer |= {f"{name}.{{}}": each for name, each in received.items()}
     if graph == "observe":
-        return {f"mass.{layer}": tensor.numpy() for layer, tensor in enumerate(mass)}
-    made = {f"present.{layer}.key": array for layer, array in enumerate(keys)}
-    made |= {f"present.{layer}.value": array for layer, array in enumerate(values)}
+        by_layer = {"mass.{}": out.mass}
+    made = {
+        name.format(layer): tensor.numpy()
+        for name, each in by_layer.items()
+        for layer, tensor in enumerate(each)
+    }
     if graph == "decode":
-        made["logits"] = logits.numpy()
+        made["logits"] = out.logits.numpy()
     elif "next_ids" in given:
-        made["novelty"] = oracle.core.novelty(logits, torch.from_numpy(given["next_ids"])).numpy()
+        next_ids = torch.from_numpy(given["next_ids"])
+        made["novelty"] = oracle.core.novelty(out.logits, next_ids).numpy()
     return made
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from potexport import htp, npu_graphs
 from potexport.bundle import Manifest, Npu
 from potexport.recording import Recording, compare, origins, record
 from potexport.runtime.session import Session
+from potexport.spec import SCORES
 from potexport.targets import Soc
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def selected_otherwise(mine: Recording, manifest: Manifest, policy: Policy) -> i
     from potexport.graphs.select import Candidates, masks, select
 
     pot = manifest.pot
-    if not policy.needs or not policy.needs <= {"mass", "novelty"}:
+    if not policy.needs or not policy.needs <= set(SCORES):
         return None
     wrong = 0
     for number, (fill, keep) in enumerate(zip(mine.fill, mine.keep, strict=True)):
@@ -152,11 +153,14 @@ def selected_otherwise(mine: Recording, manifest: Manifest, policy: Policy) -> i
         for layer, chosen in enumerate(mine.kept[number]):
             wide = ((0, 0), (0, pot.slots - fill))
             # As the HTP has them: it computes in fp16.
-            scores = {
+            scores: dict[str, Any] = {
                 name: torch.from_numpy(np.pad(each[number][layer], wide)).half().float()
                 for name, each in mine.scores.items()
             }
-            candidates = Candidates(slot, count, kept, pot.keep_max, forced, free_to_go, **scores)
+            heads = manifest.model.kv_heads
+            candidates = Candidates(
+                slot, count, kept, pot.keep_max, forced, free_to_go, heads, **scores
+            )
             wanted = select(policy.score(candidates), candidates)[:, :keep].numpy()
             wrong += sum(np.setdiff1d(a, b).size for a, b in zip(chosen, wanted, strict=True))
     return wrong

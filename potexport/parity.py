@@ -8,7 +8,7 @@ measured and what is tolerated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,9 @@ TOLERANCES = {
     "fp16": Tolerance(0.0, 0.5, 0.5, 0.01),
     "a16w8": Tolerance(0.1, 3.0, 3.0, 0.05),
     "w4": Tolerance(0.5, 20.0, 20.0, 0.25),
+    # Pots, for fp32 weights: past the pot, the oracle has the same codes.
+    "int8": Tolerance(0.1, 1.0, 0.5, 0.02),
+    "int4": Tolerance(0.5, 10.0, 5.0, 0.1),
 }
 
 
@@ -70,8 +73,16 @@ class Report:
     bundle: str
     model: str
     precision: str
+    pot_dtype: str = ""
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was seen and is no check
+
+    @property
+    def allowed(self) -> Tolerance:
+        """What precision or pot may cost, whichever is more."""
+        names = filter(None, (self.precision, self.pot_dtype))
+        each = (astuple(TOLERANCES[name]) for name in names)
+        return Tolerance(*map(max, zip(*each, strict=True)))
 
     @property
     def passed(self) -> bool:
@@ -128,15 +139,15 @@ def verify(
         attn_implementation="eager",
         trust_remote_code=trust_remote_code,
     )
-    _same_model(folder, manifest, untouched)
+    same_model(folder, manifest, untouched)
     ids = _ids(session, text, compressions, steps)
     over = _asked(session, ids, question, steps)
-    report = Report(str(folder), model, manifest.precision)
+    report = Report(str(folder), model, manifest.precision, manifest.pot_dtype)
     with torch.no_grad():
         on_stage("context that fits")
         _fits(report, session, untouched, ids, steps)
         on_stage("past the pot")
-        oracle = Oracle.of(manifest, untouched, session.text)
+        oracle = Oracle.of(folder, manifest, untouched, session.text)
         _past(report, session, oracle, ids)
         if npu:
             npu_parity.verify(report, folder, npu, oracle, over, on_stage)
@@ -166,7 +177,7 @@ def _asked(session: Session, ids: Array, question: str | None, steps: int) -> Re
     return Reading(ids, session.catalyst, steps, question)
 
 
-def _same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
+def same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     """Raise PotexportError, naming the difference, unless the bundle holds this model's weights."""
     from potexport.facts import model_facts, weights_sha256
     from potexport.runtime.onnxruntime_backend import map_weights
@@ -239,7 +250,7 @@ def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, 
     expected = wanted.sequences[0, prompt.size :].tolist()
     different = sum(a != b for a, b in zip(chosen, expected, strict=True))
     oracle = f"{steps} greedy steps after {prompt.size} tokens, against transformers' generate"
-    allowed = TOLERANCES[report.precision]
+    allowed = report.allowed
     report.add("context that fits: tokens that differ", different, allowed.tokens * steps, oracle)
     report.add(
         "context that fits: logits", difference, allowed.fits, f"largest difference, {oracle}"
@@ -253,7 +264,7 @@ def _past(report: Report, session: Session, oracle: Oracle, ids: Array) -> None:
     (`following`).
     """
     mine = record(session, ids, steps=1)
-    exact = report.precision == "fp32"
+    exact = report.precision == "fp32" and not report.pot_dtype
     wanted = record(
         oracle.session(None if exact else mine),
         ids,
@@ -267,13 +278,13 @@ def _past(report: Report, session: Session, oracle: Oracle, ids: Array) -> None:
     report.add(
         "past the pot: kept slots that differ",
         share,
-        TOLERANCES[report.precision].kept,
+        report.allowed.kept,
         f"{where}, against {how}",
     )
     report.add(
         "past the pot: logits",
         _difference(mine.logits, wanted.logits),
-        TOLERANCES[report.precision].past,
+        report.allowed.past,
         f"largest difference after {seen.compressions} compressions, against {how}",
     )
 

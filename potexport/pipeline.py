@@ -10,12 +10,11 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import __version__, bundle, loader
-from potexport.bundle import Manifest, PolicyFacts
+from potexport import __version__, bundle, folders, loader
+from potexport.bundle import Manifest
 from potexport.facts import end_tokens
 from potexport.plan import Options, Plan, plan, require_export_packages
 
@@ -34,10 +33,10 @@ def build(
 
     Raises PotexportError for what a person can change; nothing is left on disk then.
     """
-    bundle.refuse_existing(output, force=force)
+    folders.refuse_existing(output, force=force)
     stage("plan")
     decided = plan(options)
-    with bundle.new_folder(output, force=force) as folder:
+    with folders.new_folder(output, force=force) as folder:
         stage("weights")
         model, tokenizer = load(decided)
         generation = model.generation_config
@@ -46,7 +45,7 @@ def build(
         generation.save_pretrained(folder)
         made = route(decided).write(decided, model, tokenizer, folder, stage)
         stage("seal")
-        bundle.seal(folder, _manifest(decided, end_tokens(generation), made))
+        folders.seal(folder, _manifest(decided, end_tokens(generation), made))
         return bundle.read(folder)
 
 
@@ -76,18 +75,17 @@ def _manifest(decided: Plan, ends: tuple[int, ...], made: dict[str, Any]) -> Man
     return Manifest(
         model=decided.layout.facts,
         pot=decided.layout.pot,
-        policy=PolicyFacts(
-            decided.options.policy, tuple(sorted(decided.layout.needs)), asdict(decided.policy)
-        ),
+        policies=tuple(facts for facts, _ in decided.policies),
         precision=decided.precision,
         target=decided.target.name,
         runtime=decided.target.runtime,
-        catalyst=decided.options.catalyst,
+        catalyst=decided.catalyst,
         source=Path(decided.source.location).name
         if decided.source.kind != "hub"
         else str(decided.source),
         eos_token_ids=ends,
         graphs=decided.layout.graphs(),
+        pot_dtype=decided.layout.pot_dtype,
         tools={
             "potexport": __version__,
             "python": platform.python_version(),

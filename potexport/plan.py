@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import loader, targets
+from potexport import loader, pots, targets
+from potexport.bundle import PolicyFacts
+from potexport.coding import FLOATS, STEP
 from potexport.errors import PotexportError
 from potexport.facts import model_facts, weight_bytes
-from potexport.spec import (
-    TRACED,
-    Layout,
-    ModelFacts,
-    PotGeometry,
-    default_geometry,
-)
+from potexport.geometry import ModelFacts, PotGeometry, default_geometry
+from potexport.spec import TRACED, Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 # arXiv 2410.01518, the general catalyst (CaP-G).
 CATALYST = "\n\nSummarize the previous context highlighting the most important parts."
 OPSETS = (18, 23)
+CATALYST_WIDTH = 32  # unless a policy looks further back
 CODES_FROM_OPSET = 21  # QuantizeLinear to uint16
 EXPORT_PACKAGES = (
     "torch", "transformers", "onnx", "onnxscript", "safetensors", "gguf", "accelerate"
@@ -50,14 +49,20 @@ class Options:
     catalyst_width: int | None = None
     sink: int | None = None
     recent: int | None = None
-    policy: str = "infinipot"
-    settings: dict[str, Any] = field(default_factory=dict)  # of the policy
+    positions: int | None = None
+    pot_shape: str | None = (
+        None  # "uniform", "pyramid", or a JSON file with the slots of each layer
+    )
+    # As `graphs.policies._find.parse_policy` reads them; the first is the bundle's default.
+    policy: str | tuple[str, ...] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # of the first policy
     precision: str | None = None
+    pot_dtype: str | None = None  # one of `coding.POT_DTYPES`; None for the precision's
     soc: tuple[str, ...] = ()
     compress_on: str | None = None
     opset: int = OPSETS[1]
-    catalyst: str = CATALYST
-    calibration: Path | None = None  # text, for a16w8
+    catalyst: str | None = None
+    calibration: Path | None = None  # text, for a16w8 and for statistics of queries
     trust_remote_code: bool = False
 
 
@@ -70,7 +75,7 @@ class Plan:
     config: PreTrainedConfig
     target: targets.Target
     precision: str
-    policy: Policy
+    policies: tuple[tuple[PolicyFacts, Policy], ...]
     layout: Layout
     weight_bytes: int
     socs: tuple[targets.Soc, ...] = ()
@@ -81,8 +86,25 @@ class Plan:
         return replace(self.layout, dtype=TRACED.get(self.precision, self.layout.dtype))
 
     @property
+    def policy(self) -> Policy:
+        """The first."""
+        return self.policies[0][1]
+
+    @property
+    def catalyst(self) -> str:
+        """What scores the pot where no question is known: nothing, if the policy can do without."""
+        if self.options.catalyst is not None:
+            return self.options.catalyst
+        return "" if all(facts.can_be_blind for facts, _ in self.policies) else CATALYST
+
+    @property
+    def statistics(self) -> bool:
+        """Whether a policy wants to know what queries look like."""
+        return "queries" in self.layout.gathered
+
+    @property
     def pot_bytes(self) -> int:
-        return sum(tensor.bytes for tensor in self.layout.past())
+        return self.layout.memory()["pot"]
 
 
 def plan(options: Options) -> Plan:
@@ -95,9 +117,6 @@ def plan(options: Options) -> Plan:
     _require_tools(target)
     if options.compress_on is not None and not target.compiler:
         raise PotexportError(f"target {target.name} takes no --compress-on: all of it is one place")
-    from potexport.graphs.policies._find import make_policy
-
-    policy = make_policy(options.policy, options.settings)
     precision = options.precision or target.default_precision
     if precision not in target.precisions:
         raise PotexportError(
@@ -113,15 +132,31 @@ def plan(options: Options) -> Plan:
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
     facts = model_facts(config)
-    geometry = _geometry(facts, options, target)
-    layout = Layout(facts, geometry, policy.needs, target.precisions[precision])
+    policies = _policies(options, config)
+    if target.compiler and len(policies) > 1:
+        raise PotexportError(
+            f"target {target.name} takes one --policy a bundle; {len(policies)} were given"
+        )
+    geometry = _geometry(facts, config, options, target, policies)
+    (first, _), *others = policies
+    layout = Layout(
+        facts,
+        geometry,
+        frozenset(first.needs),
+        target.precisions[precision],
+        tuple((each.graph, frozenset(each.needs)) for each, _ in others),
+        _pot_dtype(options, target, precision),
+    )
+    _has_body(layout)
+    if "queries" in layout.gathered:
+        _has_calibration(options, "a policy that looks at statistics of queries needs")
     return Plan(
         options,
         source,
         config,
         target,
         precision,
-        policy,
+        policies,
         layout,
         weight_bytes(
             config,
@@ -132,6 +167,32 @@ def plan(options: Options) -> Plan:
         ),
         socs,
     )
+
+
+def _pot_dtype(options: Options, target: targets.Target, precision: str) -> str:
+    """What `Layout` is told; empty where the precision's type is asked for."""
+    own, asked = target.precisions[precision], options.pot_dtype
+    if asked is None or FLOATS.get(asked) == own:
+        return ""
+    if target.name != "cpu" or own != "float32":
+        takes = [name for name, each in target.precisions.items() if each == "float32"]
+        instead = f"--precision {' or '.join(takes)}" if target.name == "cpu" else "--target cpu"
+        raise PotexportError(
+            f"target {target.name} of {target.runtime} takes no --pot-dtype {asked} with "
+            f"--precision {precision}; omit it, or give {instead}"
+        )
+    return asked
+
+
+def _has_body(layout: Layout) -> None:
+    """PotexportError for a pot that would have no slot left for codes."""
+    coding, fewest = layout.coding, layout.pot.slots + layout.pot.smallest
+    if coding is not None and fewest <= coding.floats:
+        raise PotexportError(
+            f"a layer of {fewest} slots keeps {coding.floats} in full precision (sinks, recent and "
+            f"{STEP} more), which leaves none for --pot-dtype {layout.pot_dtype}; give --pot at "
+            f"least {layout.pot.slots + coding.floats + 1 - fewest}, or omit --pot-dtype"
+        )
 
 
 def _require_tools(target: targets.Target) -> None:
@@ -150,10 +211,12 @@ def _can_calibrate(options: Options) -> None:
             f"--precision a16w8 needs --opset {CODES_FROM_OPSET} or higher; --opset is "
             f"{options.opset}"
         )
+    _has_calibration(options, "--precision a16w8 needs")
+
+
+def _has_calibration(options: Options, what: str) -> None:
     if options.calibration is None:
-        raise PotexportError(
-            "--precision a16w8 needs a text to calibrate on; give --calibration FILE"
-        )
+        raise PotexportError(f"{what} a text to calibrate on; give --calibration FILE")
     from potexport.calibrate import read_text
 
     read_text(options.calibration)
@@ -164,15 +227,60 @@ def compiler(target: targets.Target) -> Any:
     return importlib.import_module(f"potexport.{target.compiler}")
 
 
-def _geometry(facts: ModelFacts, options: Options, target: targets.Target) -> PotGeometry:
-    names = ("keep", "keep_max", "catalyst_width", "sink", "recent")
+def _policies(options: Options, config: PreTrainedConfig) -> tuple[tuple[PolicyFacts, Policy], ...]:
+    """What the bundle holds, the default first."""
+    from potexport import defaults
+    from potexport.graphs.policies._find import make_policy, parse_policy
+
+    asked = options.policy or defaults.policy(config, trust_remote_code=options.trust_remote_code)
+    made: list[tuple[PolicyFacts, Policy]] = []
+    labels: set[str] = set()
+    for number, text in enumerate([asked] if isinstance(asked, str) else asked):
+        name, settings = parse_policy(text)
+        policy = make_policy(name, {**settings, **(options.settings if number == 0 else {})})
+        names = chain([name], (f"{name}-{again}" for again in count(2)))
+        label = next(each for each in names if each not in labels)
+        labels.add(label)
+        facts = PolicyFacts(
+            label=label,
+            name=name,
+            needs=tuple(sorted(policy.needs)),
+            settings=asdict(policy),
+            graph=f"compress_{label.replace('-', '_')}" if number else "compress",
+            window=policy.observed,
+            can_be_blind=policy.can_be_blind,
+        )
+        made.append((facts, policy))
+    return tuple(made)
+
+
+def _geometry(
+    facts: ModelFacts,
+    config: PreTrainedConfig,
+    options: Options,
+    target: targets.Target,
+    policies: tuple[tuple[PolicyFacts, Policy], ...],
+) -> PotGeometry:
+    names = ("keep", "keep_max", "catalyst_width", "sink", "recent", "positions")
+    asked = {name: getattr(options, name) for name in names}
     slots, chunk = options.pot, options.chunk
     if slots is None and target.slots is not None and 2 * target.slots <= facts.max_positions:
         slots = target.slots
         chunk = target.chunk if chunk is None else chunk
-    return default_geometry(
-        facts, slots=slots, chunk=chunk, **{name: getattr(options, name) for name in names}
-    )
+    window = max(each.window for each, _ in policies)
+    if asked["catalyst_width"] is None and window > CATALYST_WIDTH:
+        asked["catalyst_width"] = window
+    looks_back = getattr(config, "sliding_window", None)  # absent where layers have none
+    geometry = default_geometry(facts, slots=slots, chunk=chunk, looks_back=looks_back, **asked)
+    if window > geometry.catalyst_width:
+        raise PotexportError(
+            f"a policy looks at the last {window} tokens, more than --catalyst-width "
+            f"{geometry.catalyst_width}; give a larger one"
+        )
+    shape = pots.shape(options.pot_shape, geometry, facts.layers)
+    shaped = replace(geometry, layer_slots=shape)
+    shaped.check()
+    return shaped
 
 
 def require_export_packages() -> None:

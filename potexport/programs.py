@@ -6,18 +6,23 @@ exporter is slow and cutting a graph is quick; here tracing is the smallest part
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count, takewhile
 
 import torch
 from torch import Tensor, nn
 
-from potexport.graphs.compress import Compress
+from potexport.graphs.codes import KINDS, Codes, Stored
+from potexport.graphs.compress import Compress, Given
 from potexport.graphs.model import PotModel
-from potexport.graphs.policies import Policy
-from potexport.spec import GraphSpec, Layout, TensorSpec
+from potexport.spec import SCORES, GraphSpec, TensorSpec
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int32": torch.int32,
+    "int8": torch.int8,
+}
 Named = dict[str, Tensor]
 
 
@@ -33,24 +38,39 @@ class Graph(nn.Module):
         self.core, self.run, self.spec = core, run, spec
 
     @classmethod
-    def compression(cls, core: Compress, layout: Layout) -> Graph:
+    def compression(cls, core: Compress, spec: GraphSpec) -> Graph:
         def run(given: Named) -> Named:
-            out = core.run(
+            keys: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.key")
+            values: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.value")
+            codes = Codes.of(given, core.geometry.sink, core.turn)
+            stored = None
+            if codes is not None:
+                stored = Stored(codes, keys, values, given["keep_coded"])
+                keys, values = stored.in_order()
+            asked = Given(
                 given["past_seq_len"],
                 given["keep"],
-                _of_layers(given, "past_key_values.{}.key"),
-                _of_layers(given, "past_key_values.{}.value"),
-                _of_layers(given, "mass.{}") or None,
-                _of_layers(given, "novelty.{}") or None,
+                given["reset"],
+                _of_layers(given, "positions.{}"),
+                keys,
+                values,
+                {name: each for name in SCORES if (each := _of_layers(given, name + ".{}"))},
+                given.get("position"),
+                stored,
             )
+            out = core.run(asked)
             return (
                 _named("present.{}.key", out.keys)
                 | _named("present.{}.value", out.values)
-                | _named("present.{}.novelty", out.novelty)
                 | _named("kept.{}", out.kept)
+                | {
+                    f"present_{kind.format(layer)}": tensor
+                    for layer, each in enumerate(out.coded)
+                    for kind, tensor in zip(KINDS, each, strict=True)
+                }
             )
 
-        return cls(core, run, layout.graphs()["compress"])
+        return cls(core, run, spec)
 
     @classmethod
     def step(cls, core: PotModel, spec: GraphSpec) -> Graph:
@@ -60,9 +80,11 @@ class Graph(nn.Module):
             out = core.run(
                 given["input_ids"],
                 given["past_seq_len"],
+                given["position"],
                 _of_layers(given, "past_key_values.{}.key"),
                 _of_layers(given, "past_key_values.{}.value"),
                 given.get("query_weights"),
+                codes=Codes.of(given, core.geometry.sink, core.turn, in_turns=True),
             )
             made = {"logits": out.logits}
             if "next_ids" in given:
@@ -72,6 +94,7 @@ class Graph(nn.Module):
                 | _named("present.{}.key", out.keys)
                 | _named("present.{}.value", out.values)
                 | _named("mass.{}", out.mass)
+                | _named("new_mass.{}", out.new_mass)
             )
 
         return cls(core, run, spec)
@@ -95,15 +118,9 @@ def _named(name: str, tensors: list[Tensor]) -> Named:
     return {name.format(layer): tensor for layer, tensor in enumerate(tensors)}
 
 
-def trace(
-    name: str, core: PotModel, policy: Policy, layout: Layout
-) -> torch.export.ExportedProgram:
-    """The graph of this name: its inputs and outputs are those of the contract, in its order."""
-    graph = (
-        Graph.compression(Compress(policy, layout.pot, core.turn), layout)
-        if name == "compress"
-        else Graph.step(core, layout.graphs()[name])
-    )
+def trace(core: PotModel | Compress, spec: GraphSpec) -> torch.export.ExportedProgram:
+    """A graph of the contract: its inputs and outputs, in its order."""
+    graph = Graph.compression(core, spec) if isinstance(core, Compress) else Graph.step(core, spec)
     with torch.no_grad():
         return torch.export.export(graph.eval(), graph.example(), strict=False)
 

@@ -29,6 +29,7 @@ STAGES = {
     "observe": "graph observe",
     "compress": "graph compress",
     "lower": "lower for the delegate",
+    "statistics": "statistics of queries",
     "share": "store once what is there twice",
     "write": "write graphs and weights",
     "text": "write the tokenizer",
@@ -124,7 +125,7 @@ class Reading(AbstractContextManager["Reading"]):
 
 
 def note_catalyst(session: Session) -> None:
-    if "mass" in session.manifest.policy.needs:
+    if "mass" in session.backend.policy.needs:
         width = session.manifest.pot.catalyst_width
         click.echo(
             f"note: the question is longer than the catalyst width; its last {width} tokens score "

@@ -12,6 +12,7 @@ import numpy as np
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, Backend
 from potexport.runtime.session import Session
+from potexport.spec import SCORES
 
 
 @dataclass
@@ -68,16 +69,17 @@ class _Watched:
 
     def __init__(self, inner: Backend, into: Recording, needs: frozenset[str]) -> None:
         self._inner, self._into, self.pot = inner, into, inner.pot
-        self._names = [name for name in ("mass", "novelty") if name in needs]
+        self._names = [name for name in SCORES if name in needs]
         self.prefill, self.decode, self.observe = inner.prefill, inner.decode, inner.observe
+        self.policy = inner.policy
 
-    def compress(self, keep: int) -> list[Array]:
+    def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
         into, pot = self._into, self.pot
         into.fill.append(pot.fill)
         for name in self._names:
-            scores = np.stack(getattr(pot, name))[..., : pot.fill]
+            scores = np.stack(pot.scores[name])[..., : pot.fill]
             into.scores.setdefault(name, []).append(scores.astype(np.float32))
-        kept = self._inner.compress(keep)
+        kept = self._inner.compress(keep, reset=reset)
         into.keep.append(keep)
         into.kept.append(np.stack(kept).copy())
         return kept
@@ -101,7 +103,7 @@ def record(
     session.reset()
     if catalyst is not None:
         session.set_catalyst(catalyst)
-    session.backend = _Watched(inner, made, frozenset(session.manifest.policy.needs))
+    session.backend = _Watched(inner, made, frozenset(session.backend.policy.needs))
     try:
         session.feed(ids, on_progress=on_progress)
         for step in range(count):

@@ -7,77 +7,164 @@ tests' own reference, which shares nothing with either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from potexport.graphs.compress import Compress
-from potexport.graphs.model import PotModel
+from potexport.bundle import PolicyFacts
+from potexport.graphs.codes import Codes, Stored
+from potexport.graphs.compress import Compress, Given
+from potexport.graphs.model import Outputs, PotModel
 from potexport.graphs.policies import Policy
-from potexport.runtime.backend import Array, padded
-from potexport.runtime.pot import Pot
+from potexport.runtime.backend import Array, kept_counts, padded
+from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.spec import Layout
 
 
 class TorchBackend:
     """Runs a wrapped transformers model; see `runtime.backend.Backend` for each method."""
 
-    def __init__(self, core: PotModel, policy: Policy, layout: Layout) -> None:
+    def __init__(
+        self,
+        core: PotModel,
+        policies: Sequence[tuple[PolicyFacts, Policy]],
+        layout: Layout,
+        statistics: tuple[Tensor, Tensor] | None = None,
+        key_facts: KeyFacts | None = None,
+    ) -> None:
+        """policies: the first is used until `policy` is set. statistics: of queries, for policies
+        that need them. key_facts: for a coded pot."""
         self.core, self.layout = core, layout
-        self.squeeze = Compress(policy, layout.pot, core.turn)
-        self.pot = Pot(layout)
+        self._squeeze = {
+            facts.label: Compress(
+                each, layout.pot, core.turn, statistics if "queries" in facts.needs else None
+            )
+            for facts, each in policies
+        }
+        self.policy = policies[0][0]
+        self.pot = make_pot(layout, key_facts)
         # Tensors over the pot's own arrays: what the pot appends, the model sees.
         self._keys = [torch.from_numpy(array) for array in self.pot.keys]
         self._values = [torch.from_numpy(array) for array in self.pot.values]
+        self._positions = [torch.from_numpy(array) for array in self.pot.positions]
+
+        held = [torch.from_numpy(array) for array in self.pot.held.values()]
+        self._codes = Codes.in_order(held, self._positions, layout.pot.sink, core.turn)
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         width = self.layout.pot.chunk
-        keys, values, logits, _ = self.run_pass(ids, width)
+        out = self.run_pass(ids, width, weigh=self._received)
         novelty = np.zeros(ids.size + 1, np.float32)
-        if "novelty" in self.layout.needs:
+        if "novelty" in self.layout.gathered:
             wanted = np.zeros((1, width), np.int32)
             padded(wanted, next_ids)
+            found = self.core.novelty(out.logits, torch.from_numpy(wanted))
             novelty[0] = first_novelty
-            novelty[1:] = self.core.novelty(logits, torch.from_numpy(wanted))[0, : ids.size].numpy()
-        self.pot.append(keys, values, novelty[:-1], ids.size)
+            novelty[1:] = found[0, : ids.size].numpy()
+        self._append(out, novelty[:-1], ids.size)
         return float(novelty[-1])
 
     def decode(self, token: int, novelty: float) -> Array:
-        keys, values, logits, _ = self.run_pass(np.array([token], np.int32), 1)
-        self.pot.append(keys, values, novelty, 1)
-        row: Array = logits[0, 0].numpy()
+        out = self.run_pass(np.array([token], np.int32), 1, weigh=self._received)
+        self._append(out, novelty, 1)
+        row: Array = out.logits[0, 0].numpy()
         return row
 
-    def observe(self, ids: Array) -> None:
-        mass = self.run_pass(ids, self.layout.pot.catalyst_width, observe=True)[3]
-        for array, tensor in zip(self.pot.mass, mass, strict=True):
+    def observe(self, ids: Array, *, back: int = 0, into: str = "mass") -> None:
+        out = self.run_pass(ids, self.layout.pot.catalyst_width, weigh=True, back=back)
+        for array, tensor in zip(self.pot.scores[into], out.mass, strict=True):
             array[...] = tensor.numpy()
 
     @torch.no_grad()
-    def compress(self, keep: int) -> list[Array]:
-        scores = [[torch.from_numpy(a) for a in each] for each in (self.pot.mass, self.pot.novelty)]
-        mass, novelty = (each or None for each in scores)
-        fill, count = (torch.tensor([n], dtype=torch.int32) for n in (self.pot.fill, keep))
-        own = self.squeeze.choose(fill, count, self._keys, self._values, mass, novelty)
-        out = self.squeeze.gather(self.decide(own, keep), self._keys, self._values, novelty)
-        self.pot.replace(_arrays(out.keys), _arrays(out.values), _arrays(out.novelty), keep)
-        return [kept[:, :keep].numpy() for kept in own]
+    def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
+        squeeze, counts = self._squeeze[self.policy.label], self.kept_counts(keep)
+        self.pot.ready()
+        stored = None
+        keys: Sequence[Tensor] = self._keys
+        values: Sequence[Tensor] = self._values
+        if self._codes is not None and isinstance(self.pot, CodedPot):
+            coded = torch.from_numpy(self.pot.coded(counts))
+            stored = Stored(self._codes, self._keys, self._values, coded)
+            keys, values = stored.in_order()
+        given = Given(
+            torch.from_numpy(self.pot.fills.copy()),
+            torch.from_numpy(counts),
+            torch.tensor([int(reset)], dtype=torch.int32),
+            self._positions,
+            keys,
+            values,
+            {
+                name: [torch.from_numpy(array) for array in each]
+                for name, each in self.pot.scores.items()
+                if name in self.policy.needs
+            },
+            torch.tensor([self.pot.position], dtype=torch.int32),
+            stored,
+        )
+        own = squeeze.choose(given)
+        decided = self.decide(own, counts)
+        out = squeeze.gather(decided, given)
+        kept = _arrays(decided)
+        self.pot.replace(
+            _arrays(out.keys),
+            _arrays(out.values),
+            kept,
+            counts,
+            reset=reset,
+            coded=[tuple(tensor.numpy() for tensor in each) for each in out.coded],
+        )
+        sizes = np.broadcast_to(counts, len(own))
+        return [slots[:, :count].numpy() for slots, count in zip(own, sizes, strict=True)]
 
-    def decide(self, own: list[Tensor], keep: int) -> list[Tensor]:
-        """The slots to keep, L x (Hkv, K) int32, of which `keep` count: the policy's own choice."""
+    def kept_counts(self, keep: int) -> Array:
+        return kept_counts(self.pot, self.layout.pot, keep)
+
+    def decide(self, own: list[Tensor], counts: Array) -> list[Tensor]:
+        """The slots to keep, L x (Hkv, K) int32, of which `counts` count: the policy's own
+        choice."""
         return own
 
     @torch.no_grad()
     def run_pass(
-        self, ids: Array, width: int, *, observe: bool = False
-    ) -> tuple[list[Array], list[Array], Tensor, list[Tensor]]:
-        """New keys and values, logits and mass of one padded pass over the pot."""
+        self,
+        ids: Array,
+        width: int,
+        *,
+        weigh: bool = False,
+        back: int = 0,
+        want_queries: bool = False,
+    ) -> Outputs:
+        """One padded pass over the pot, or all of it but the last `back` slots.
+
+        weigh: also what slots and tokens receive of its attention.
+        """
+        self.pot.ready()
         row = np.zeros((1, width), np.int32)
         padded(row, ids)
-        weights = (torch.arange(width) < ids.size).float() if observe else None
-        fill = torch.tensor([self.pot.fill], dtype=torch.int32)
-        out = self.core.run(torch.from_numpy(row), fill, self._keys, self._values, weights)
-        return _arrays(out.keys), _arrays(out.values), out.logits, out.mass
+        weights = (torch.arange(width) < ids.size).float() if weigh else None
+        fill = torch.from_numpy(np.maximum(self.pot.fills - back, 0))
+        position = torch.tensor([self.pot.position - back], dtype=torch.int32)
+        return self.core.run(
+            torch.from_numpy(row),
+            fill,
+            position,
+            self._keys,
+            self._values,
+            weights,
+            codes=self._codes,
+            want_queries=want_queries,
+        )
+
+    @property
+    def _received(self) -> bool:
+        return "received" in self.layout.gathered
+
+    def _append(self, out: Outputs, novelty: Array | float, count: int) -> None:
+        if self._received:
+            self.pot.receive(_arrays(out.mass), _arrays(out.new_mass), count)
+        self.pot.append(_arrays(out.keys), _arrays(out.values), novelty, count)
 
 
 def _arrays(tensors: list[Tensor]) -> list[Array]:

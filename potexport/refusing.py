@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from potexport.errors import PotexportError
-from potexport.spec import ModelFacts
+from potexport.geometry import ModelFacts
 
 
 @contextmanager

@@ -84,10 +84,32 @@ def logic_as_bits(program: ExportedProgram) -> int:
     return len(found)
 
 
+def codes_as_quantized(program: ExportedProgram) -> int:
+    """Write casts of int8 codes as the dequantization with a scale of 1; returns how many.
+
+    XNNPACK takes only this, and then the codes of one layer become floats when their turn comes.
+    Left outside, all would be floats before it begins: a pot as large as one of floats.
+    """
+    import executorch.kernels.quantized  # noqa: F401 - the operator
+
+    found = [
+        node
+        for node in program.graph.nodes
+        if node.target in (aten._to_copy.default, aten.to.dtype)
+        and _value(node.args[0]).dtype == torch.int8
+        and _value(node).dtype == torch.float32
+    ]
+    for node in found:
+        node.target = torch.ops.quantized_decomposed.dequantize_per_tensor.default
+        node.args, node.kwargs = (node.args[0], 1.0, 0, -128, 127, torch.int8), {}
+    return len(found)
+
+
 REWRITES: dict[str, Callable[[ExportedProgram], int]] = {
     "mean": mean_as_product,
     "constants": compute_constants,
     "bits": logic_as_bits,
+    "codes": codes_as_quantized,
 }
 
 

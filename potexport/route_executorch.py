@@ -28,6 +28,7 @@ def write(
     """Write the program into the bundle, and read it back; what the manifest says of it. Takes over
     `model`."""
     from potexport import lower_executorch, programs, quantize_torchao, store_executorch
+    from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
 
     layout, delegate = decided.layout, decided.target.delegate
@@ -36,14 +37,15 @@ def write(
     with refusing(layout.facts):
         core = PotModel(model, layout.pot)
         core.check_turn(layout.facts)
+        squeezing = compressions(decided, core, tokenizer, folder, stage)
         if decided.precision == "w4":
             stage("quantize")
             quantize_torchao.w4(model)
         traced = {}
-        for name in layout.graphs():
+        for name, spec in layout.graphs().items():
             stage(name)
             with lower_executorch.no_collections():
-                traced[name] = programs.trace(name, core, decided.policy, layout)
+                traced[name] = programs.trace(squeezing.get(name, core), spec)
     stage("lower")
     path = folder / store_executorch.PROGRAM
     shares = lower_executorch.lower(
@@ -83,6 +85,7 @@ def constants(decided: Plan, model: PreTrainedModel, tokenizer: Any) -> dict[str
         "get_pot_catalyst_width": pot.catalyst_width,
         "get_pot_sink": pot.sink,
         "get_pot_recent": pot.recent,
+        "get_pot_positions": pot.positions,
     }
     if tokenizer.bos_token_id is not None:
         known["get_bos_id"] = tokenizer.bos_token_id

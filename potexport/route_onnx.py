@@ -33,7 +33,7 @@ def write(
     them. Takes over `model`."""
     from potexport import store_onnx
 
-    models = trace(decided, model, tokenizer, stage)
+    models = trace(decided, model, tokenizer, folder, stage)
     stage("write")
     store_onnx.save(models, folder)
     stage("check")
@@ -52,11 +52,11 @@ def write(
 
 
 def trace(
-    decided: Plan, model: PreTrainedModel, tokenizer: Any, stage: Stage
+    decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
 ) -> dict[str, ir.Model]:
-    """The four graphs, in memory. Takes over `model`."""
+    """The graphs, in memory. Takes over `model`."""
     from potexport import export, lower_onnx, quantize, quantize_blocks
-    from potexport.graphs.compress import Compress
+    from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
 
     layout, opset = decided.traced, decided.options.opset
@@ -65,6 +65,7 @@ def trace(
         core = PotModel(model, layout.pot)
         core.check_turn(layout.facts)
         ranges = _ranges(decided, core, tokenizer, stage)
+        squeezing = compressions(decided, core, tokenizer, folder, stage)
         stage("trace")
         whole = export.superset(core, layout, opset=opset)
     lower_onnx.fold_weight_transposes(whole)
@@ -73,10 +74,8 @@ def trace(
     widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
     for name in specs:
         stage(name)
-        if name == "compress":
-            compress = export.compress(
-                Compress(decided.policy, layout.pot, core.turn), layout, opset=opset
-            )
+        if name in squeezing:
+            compress = export.compress(squeezing[name], specs[name], opset=opset)
             models[name] = lower_onnx.cut(compress, specs[name])
         else:
             models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
@@ -97,7 +96,7 @@ def _ranges(decided: Plan, core: PotModel, tokenizer: Any, stage: Stage) -> Rang
     assert decided.options.calibration is not None  # `plan` saw to it
     text = calibrate.read_text(decided.options.calibration)
     ids, starts = calibrate.tokens(text, tokenizer, decided.traced)
-    catalyst = tokenizer.encode(decided.options.catalyst, add_special_tokens=False)
+    catalyst = tokenizer.encode(decided.catalyst, add_special_tokens=False)
     return calibrate.calibrate(
-        core, decided.policy, decided.traced, ids, catalyst=catalyst, starts=starts
+        core, decided.policies[0], decided.traced, ids, catalyst=catalyst, starts=starts
     )

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from potexport.bundle import MANIFEST, Manifest
+from potexport.bundle import MANIFEST, Manifest, PolicyFacts
 from potexport.progress import peak_memory
 from potexport.spec import Layout, TensorSpec
 
@@ -95,7 +95,8 @@ def _lines(title: str, rows: Iterable[tuple[str, str]]) -> Text:
 
 def _geometry(layout: Layout, policy: str, precision: str, target: str) -> list[Text]:
     facts, pot = asdict(layout.facts), asdict(layout.pot)
-    rules = {"policy": policy, "needs": ", ".join(sorted(layout.needs)) or "nothing"}
+    pot["layer_slots"] = ", ".join(map(str, layout.pot.layer_slots)) or "all the same"
+    rules = {"policy": policy, "needs": ", ".join(sorted(layout.gathered)) or "nothing"}
     return [
         _pairs("Model", {name.replace("_", " "): value for name, value in facts.items()}),
         _pairs("Pot", {name.replace("_", " "): value for name, value in pot.items()}),
@@ -130,6 +131,13 @@ def _settings(name: str, settings: Mapping[str, object]) -> str:
     return " ".join([name, *(f"{key}={value}" for key, value in settings.items())])
 
 
+def _policies(policies: Iterable[PolicyFacts]) -> str:
+    return "; ".join(
+        ("" if each.label == each.name else f"{each.label}: ") + _settings(each.name, each.settings)
+        for each in policies
+    )
+
+
 def print_parts(parts: Iterable[Table | Text]) -> None:
     out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     for part in parts:
@@ -138,7 +146,7 @@ def print_parts(parts: Iterable[Table | Text]) -> None:
 
 
 def plan(decided: Plan) -> None:
-    policy = _settings(decided.options.policy, asdict(decided.policy))
+    policy = _policies(facts for facts, _ in decided.policies)
     files = {"weights.safetensors": f"about {size(decided.weight_bytes)}"}
     if decided.target.delegate:
         files = {"model.pte": files.popitem()[1]}
@@ -164,7 +172,7 @@ def plan_json(decided: Plan) -> dict[str, object]:
         "opset": decided.options.opset,
         "model": asdict(layout.facts),
         "pot": asdict(layout.pot),
-        "policy": {"name": decided.options.policy, "settings": asdict(decided.policy)},
+        "policies": [asdict(facts) for facts, _ in decided.policies],
         "graphs": {name: graph.to_json() for name, graph in layout.graphs().items()},
         "files": {"weights.safetensors": decided.weight_bytes},
         "memory": _memory(decided.weight_bytes, layout),
@@ -220,7 +228,7 @@ def compiled(manifest: Manifest) -> list[Table | Text]:
 
 
 def bundle(folder: Path, manifest: Manifest) -> None:
-    policy = _settings(manifest.policy.name, manifest.policy.settings)
+    policy = _policies(manifest.policies)
     files = {name: size(facts.size) for name, facts in manifest.files.items()}
     weights = manifest.files[manifest.weights].size
     print_parts(
@@ -252,15 +260,6 @@ def report(found: Report) -> None:
 
 def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
-
-
-def policies(found: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table("policy", "keeps", "needs", "settings")
-    for name, policy in found.items():
-        needs, settings = ", ".join(policy["needs"]), policy["settings"]
-        shown = " ".join(f"--{key} {value}" for key, value in settings.items())
-        table.add_row(*map(Text, (name, policy["summary"], needs or "nothing", shown or "none")))
-    print_parts([table])
 
 
 def targets(found: Iterable[Mapping[str, Any]]) -> None:

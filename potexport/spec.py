@@ -14,149 +14,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 
-from potexport.errors import PotexportError
+from potexport.coding import BITS, FLOATS, Coding
+from potexport.geometry import ModelFacts, PotGeometry
 
-ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8}
+ITEM_BYTES: Mapping[str, int] = {
+    "float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8, "int8": 1
+}  # fmt: skip
 # Which of them a target takes, and with which type of pot, the target says; uint16 ones are codes
 # (`potexport.quantize`).
 PRECISIONS = ("fp32", "fp16", "a16w8", "w4")
 QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w4": 0.5625}  # bytes a weight, scales included
 TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
-# Scores of policies stay below those of slots that must stay, in fp16 as well (`graphs.select`).
-LARGEST: Mapping[str, int] = {"slots": 32768, "chunk": 4096, "catalyst_width": 2048}
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
 EMBEDDED = "inputs_embeds"  # takes the place of input_ids where the host looks embeddings up
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """The numbers of a decoder that its graphs depend on."""
-
-    model_type: str
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_size: int
-    vocab_size: int
-    max_positions: int
-
-    def __post_init__(self) -> None:
-        if self.query_heads % self.kv_heads:
-            raise PotexportError(
-                f"{self.query_heads} query heads do not divide into {self.kv_heads} key/value "
-                "heads; "
-                "the model's config is inconsistent"
-            )
-
-
-@dataclass(frozen=True)
-class PotGeometry:
-    """The fixed sizes of one pot. `keep` is only the default of a run-time number."""
-
-    slots: int
-    chunk: int
-    keep: int
-    keep_max: int
-    catalyst_width: int
-    sink: int
-    recent: int
-
-    @property
-    def positions(self) -> int:
-        """Rows of the rotary tables: a full pot and the widest pass over it."""
-        return self.slots + max(self.chunk, self.catalyst_width)
-
-    def check(self) -> None:
-        """Raise PotexportError, in one line, for numbers that cannot work together."""
-        for name in ("slots", "chunk", "keep", "keep_max", "catalyst_width"):
-            if getattr(self, name) < 1:
-                raise PotexportError(
-                    f"{option(name)} is {getattr(self, name)}; it must be at least 1"
-                )
-        for name, most in LARGEST.items():
-            if getattr(self, name) > most:
-                raise PotexportError(
-                    f"{option(name)} is {getattr(self, name)}; it may be at most {most}"
-                )
-        for name in ("sink", "recent"):
-            if getattr(self, name) < 0:
-                raise PotexportError(
-                    f"{option(name)} is {getattr(self, name)}; it must not be negative"
-                )
-        if self.slots < self.sink + self.recent + self.chunk:
-            raise PotexportError(
-                f"a pot of {self.slots} slots cannot hold {self.sink} sinks + {self.recent} recent "
-                "+ a chunk of "
-                f"{self.chunk}; give --pot at least {self.sink + self.recent + self.chunk} or a "
-                "smaller --chunk"
-            )
-        room = self.slots - self.chunk
-        for name in ("keep", "keep_max"):
-            if getattr(self, name) > room:
-                raise PotexportError(
-                    f"{option(name)} {getattr(self, name)} leaves no room for a chunk of "
-                    f"{self.chunk} in a pot of {self.slots} slots; give at most {room}"
-                )
-        if not self.sink + self.recent <= self.keep <= self.keep_max:
-            raise PotexportError(
-                f"--keep is {self.keep}; it must lie between sinks + recent "
-                f"({self.sink + self.recent}) "
-                f"and --keep-max ({self.keep_max})"
-            )
-
-
-def option(field: str) -> str:
-    """The command-line option that sets a field of PotGeometry."""
-    return "--pot" if field == "slots" else "--" + field.replace("_", "-")
-
-
-def default_geometry(
-    facts: ModelFacts,
-    *,
-    slots: int | None = None,
-    chunk: int | None = None,
-    keep: int | None = None,
-    keep_max: int | None = None,
-    catalyst_width: int | None = None,
-    sink: int | None = None,
-    recent: int | None = None,
-) -> PotGeometry:
-    """Fill in what was not asked for, from the model's context length, and check the whole.
-
-    The pot is an eighth of the trained context, between 512 and 2,048 slots: large enough that most
-    prompts are never compressed, small enough that a phone reads it at every token; half of a
-    context shorter than that. Half of the pot is kept.
-    """
-    if slots is None:
-        slots = min(max(facts.max_positions // 8, 512), 2048)
-        if slots + 64 > facts.max_positions:  # a pot and the pass over it need positions
-            slots = facts.max_positions // 2
-    chunk = _or(chunk, min(64, max(slots // 4, 1)))
-    sink, recent = _or(sink, min(4, slots // 8)), _or(recent, min(16, slots // 8))
-    keep_max = _or(keep_max, max(slots - chunk, 1))
-    geometry = PotGeometry(
-        slots=slots,
-        chunk=chunk,
-        keep=_or(keep, min(max(slots // 2, sink + recent), keep_max)),
-        keep_max=keep_max,
-        catalyst_width=_or(catalyst_width, min(32, slots)),
-        sink=sink,
-        recent=recent,
-    )
-    geometry.check()
-    if geometry.positions > facts.max_positions:
-        raise PotexportError(
-            f"a pot of {slots} slots and passes of {geometry.positions - slots} tokens need "
-            f"{geometry.positions} positions, "
-            f"but the model was trained on {facts.max_positions}; give a smaller --pot"
-        )
-    return geometry
-
-
-def _or(asked: int | None, otherwise: int) -> int:
-    """What was asked for, 0 included."""
-    return otherwise if asked is None else asked
 
 
 @dataclass(frozen=True)
@@ -198,86 +69,190 @@ class GraphSpec:
         }
 
 
+# What a policy may need that the host keeps for each slot; the first two are of one compression,
+# the others are carried with a slot as it moves.
+PASSING = ("mass", "window")
+CARRIED = ("novelty", "received")
+SCORES = (*PASSING, *CARRIED)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Makes every tensor spec of a bundle from the model, the pot, the policy's needs and the float
-    type."""
+    """Makes every tensor spec of a bundle from the model, the pot, what its policies need and the
+    float type.
+
+    needs: of the first policy; others: (graph, needs) of each further one. pot_dtype: one of
+        `coding.POT_DTYPES`, or empty for a pot of the float type.
+    """
 
     facts: ModelFacts
     pot: PotGeometry
     needs: frozenset[str]
     dtype: str = "float32"
+    others: tuple[tuple[str, frozenset[str]], ...] = ()
+    pot_dtype: str = ""
+
+    @property
+    def coding(self) -> Coding | None:
+        """How the pot is coded, if it is."""
+        bits = BITS.get(self.pot_dtype)
+        return Coding(bits, self.pot.sink, self.pot.recent) if bits else None
+
+    @property
+    def gathered(self) -> frozenset[str]:
+        """What any of the policies needs."""
+        return self.needs.union(*(needs for _, needs in self.others))
+
+    @property
+    def counts(self) -> int:
+        """How many numbers say how full the pot is: one, or one a layer."""
+        return self.facts.layers if self.pot.shaped else 1
 
     def rows(self, prefix: str, width: int) -> Iterator[TensorSpec]:
-        """Keys and values of `width` tokens, for each layer: the pot itself, new rows, or kept
-        slots."""
+        """Keys and values of `width` tokens, for each layer: new rows."""
+        return self._rows(prefix, [width] * self.facts.layers, self.dtype)
+
+    def _rows(self, prefix: str, widths: list[int], dtype: str) -> Iterator[TensorSpec]:
         heads, size = self.facts.kv_heads, self.facts.head_size
-        for layer in range(self.facts.layers):
-            yield TensorSpec(f"{prefix}.{layer}.key", self.dtype, (1, heads, size, width))
-            yield TensorSpec(f"{prefix}.{layer}.value", self.dtype, (1, heads, width, size))
+        for layer, width in enumerate(widths):
+            yield TensorSpec(f"{prefix}.{layer}.key", dtype, (1, heads, size, width))
+            yield TensorSpec(f"{prefix}.{layer}.value", dtype, (1, heads, width, size))
 
     def past(self) -> tuple[TensorSpec, ...]:
-        return tuple(self.rows("past_key_values", self.pot.slots))
+        """The pot itself, or the part of it that is in full precision."""
+        return tuple(self._stored("past_key_values", self._slots))
 
-    def per_slot(self, name: str, width: int, dtype: str = "float32") -> tuple[TensorSpec, ...]:
-        """One number for each slot of each head of each layer; `{}` in the name is the layer."""
-        shape = (self.facts.kv_heads, width)
+    def codes(self) -> tuple[TensorSpec, ...]:
+        """The rest of a coded pot: how many slots are codes, the centre and the spread of each
+        channel of the keys, and each layer's codes with a scale a row."""
+        if self.coding is None:
+            return ()
+        heads, size = self.facts.kv_heads, self.facts.head_size
+        channels = TensorSpec("key_channels", self.dtype, (self.facts.layers, 2, heads, size))
+        widths = [slots - self.coding.floats for slots in self._slots]
+        count = TensorSpec("past_coded", "int32", (self.counts,))
+        return (count, channels, *self._coded("past", widths))
+
+    @property
+    def _slots(self) -> list[int]:
+        return [self.pot.slots_of(layer) for layer in range(self.facts.layers)]
+
+    def _stored(self, prefix: str, widths: list[int]) -> Iterator[TensorSpec]:
+        """Rows as the pot has them; of a coded one the columns in full precision."""
+        if self.coding is not None:
+            widths = [self.coding.floats] * len(widths)
+        return self._rows(prefix, widths, FLOATS.get(self.pot_dtype, self.dtype))
+
+    def _coded(self, prefix: str, widths: list[int]) -> Iterator[TensorSpec]:
+        """Of each layer: codes of keys and of values, scales of keys and of values."""
+        assert self.coding is not None
+        heads, packed = self.facts.kv_heads, self.coding.packed(self.facts.head_size)
+        for layer, width in enumerate(widths):
+            yield TensorSpec(f"{prefix}_codes.{layer}.key", "int8", (1, heads, packed, width))
+            yield TensorSpec(f"{prefix}_codes.{layer}.value", "int8", (1, heads, width, packed))
+            yield TensorSpec(f"{prefix}_scales.{layer}.key", self.dtype, (heads, width))
+            yield TensorSpec(f"{prefix}_scales.{layer}.value", self.dtype, (heads, width))
+
+    def per_slot(
+        self, name: str, width: int | None = None, dtype: str = "float32"
+    ) -> tuple[TensorSpec, ...]:
+        """One number for each slot of each head of each layer, or for each of `width` tokens; `{}`
+        in the name is the layer."""
         return tuple(
-            TensorSpec(name.format(layer), dtype, shape) for layer in range(self.facts.layers)
+            TensorSpec(
+                name.format(layer),
+                dtype,
+                (self.facts.kv_heads, self.pot.slots_of(layer) if width is None else width),
+            )
+            for layer in range(self.facts.layers)
         )
 
     def graphs(self) -> dict[str, GraphSpec]:
-        """The graphs that this policy uses, by name; `observe` only where it scores by mass."""
+        """The graphs that these policies use, by name; `observe` only where one scores by
+        attention that takes a pass of its own."""
         specs = [self._prefill(), self._decode()]
-        if "mass" in self.needs:
+        if self.gathered & set(PASSING):
             specs.append(self._observe())
-        return {spec.name: spec for spec in (*specs, self._compress())}
+        specs.append(self._compress("compress", self.needs))
+        specs += [self._compress(name, needs) for name, needs in self.others]
+        return {spec.name: spec for spec in specs}
 
     def memory(self) -> dict[str, int]:
-        """Bytes of a session besides its weights: the pot with its scores, then each graph's own
-        inputs and outputs."""
-        needed = [name for name in ("mass", "novelty") if name in self.needs]
-        scores = [spec for n in needed for spec in self.per_slot(n + ".{}", self.pot.slots)]
-        pot = {spec.name: spec.bytes for spec in (*self.past(), *scores)}
+        """Bytes of a session besides its weights: the pot with its scores and positions, then each
+        graph's own inputs and outputs."""
+        needed = [name for name in SCORES if name in self.gathered]
+        scores = [spec for name in needed for spec in self.per_slot(name + ".{}")]
+        pot = {spec.name: spec.bytes for spec in (*self._held, *self.positions(), *scores)}
         own = {
             name: sum(t.bytes for t in (*graph.inputs, *graph.outputs) if t.name not in pot)
             for name, graph in self.graphs().items()
         }
         return {"pot": sum(pot.values()), **own}
 
+    @property
+    def _held(self) -> tuple[TensorSpec, ...]:
+        """What the graphs read of the pot: keys and values, however they are kept."""
+        return (*self.past(), *self.codes())
+
+    @property
+    def _read(self) -> tuple[TensorSpec, ...]:
+        """The same for the model graphs, which turn keys that are codes to where they stand."""
+        return (*self._held, *(self.positions() if self.coding else ()))
+
+    def positions(self) -> tuple[TensorSpec, ...]:
+        return self.per_slot("positions.{}", dtype="int32")
+
+    def _fill(self) -> tuple[TensorSpec, ...]:
+        """Where a pass over the pot begins, in slots and in positions."""
+        return TensorSpec("past_seq_len", "int32", (self.counts,)), _count("position")
+
+    def _received(self, width: int) -> tuple[TensorSpec, ...]:
+        """What the slots and the tokens of a pass receive of its attention."""
+        if "received" not in self.gathered:
+            return ()
+        return (*self.per_slot("mass.{}"), *self.per_slot("new_mass.{}", width))
+
+    def _weights(self, width: int) -> tuple[TensorSpec, ...]:
+        received = "received" in self.gathered
+        return (TensorSpec("query_weights", "float32", (width,)),) if received else ()
+
     def _prefill(self) -> GraphSpec:
         width = self.pot.chunk
         inputs = [_ids("input_ids", width)]
         outputs = [*self.rows("present", width)]
-        if "novelty" in self.needs:
+        if "novelty" in self.gathered:
             inputs.append(_ids("next_ids", width))
             outputs.append(TensorSpec("novelty", "float32", (1, width)))
-        return GraphSpec("prefill", (*inputs, _count("past_seq_len"), *self.past()), tuple(outputs))
+        rest = (*self._weights(width), *self._fill(), *self._read)
+        return GraphSpec("prefill", (*inputs, *rest), (*outputs, *self._received(width)))
 
     def _decode(self) -> GraphSpec:
         logits = TensorSpec("logits", "float32", (1, 1, self.facts.vocab_size))
-        inputs = (_ids("input_ids", 1), _count("past_seq_len"), *self.past())
-        return GraphSpec("decode", inputs, (logits, *self.rows("present", 1)))
+        inputs = (_ids("input_ids", 1), *self._weights(1), *self._fill(), *self._read)
+        outputs = (logits, *self.rows("present", 1), *self._received(1))
+        return GraphSpec("decode", inputs, outputs)
 
     def _observe(self) -> GraphSpec:
         width = self.pot.catalyst_width
         weights = TensorSpec("query_weights", "float32", (width,))
-        inputs = (_ids("input_ids", width), weights, _count("past_seq_len"), *self.past())
-        return GraphSpec("observe", inputs, self.per_slot("mass.{}", self.pot.slots))
+        inputs = (_ids("input_ids", width), weights, *self._fill(), *self._read)
+        return GraphSpec("observe", inputs, self.per_slot("mass.{}"))
 
-    def _compress(self) -> GraphSpec:
-        slots, kept = self.pot.slots, self.pot.keep_max
-        scores = [
-            spec
-            for name in ("mass", "novelty")
-            if name in self.needs
-            for spec in self.per_slot(name + ".{}", slots)
-        ]
-        inputs = (*scores, _count("past_seq_len"), _count("keep"), *self.past())
-        # Not `novelty.N` again: no two values of a graph may share a name.
-        carried = self.per_slot("present.{}.novelty", kept) if "novelty" in self.needs else ()
-        outputs = (*self.rows("present", kept), *carried, *self.per_slot("kept.{}", kept, "int32"))
-        return GraphSpec("compress", inputs, outputs)
+    def _compress(self, graph: str, needs: frozenset[str]) -> GraphSpec:
+        scores = [spec for name in SCORES if name in needs for spec in self.per_slot(name + ".{}")]
+        names = ("past_seq_len", "keep", *(("keep_coded",) if self.coding else ()))
+        counts = [TensorSpec(name, "int32", (self.counts,)) for name in names]
+        now = (_count("position"),) if "queries" in needs else ()
+        inputs = (*scores, *counts, *now, _count("reset"), *self.positions(), *self._held)
+        most = [self.pot.keep_max_of(layer) for layer in range(self.facts.layers)]
+        heads = self.facts.kv_heads
+        kept = (TensorSpec(f"kept.{n}", "int32", (heads, m)) for n, m in enumerate(most))
+        rows = tuple(self._stored("present", most))
+        if self.coding is not None:
+            limits = zip(most, self._slots, strict=True)
+            bodies = [max(self.coding.coded(count, slots), 1) for count, slots in limits]
+            rows += tuple(self._coded("present", bodies))
+        return GraphSpec(graph, inputs, (*rows, *kept))
 
 
 def _ids(name: str, width: int) -> TensorSpec:

@@ -24,6 +24,7 @@ ELEMENT_TYPES = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.UINT16: "uint16",
+    onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.INT32: "int32",
     onnx.TensorProto.INT64: "int64",
 }

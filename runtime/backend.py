@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
+from potexport.bundle import PolicyFacts
+from potexport.geometry import PotGeometry
 from potexport.runtime.pot import Pot
 
 Array = npt.NDArray[Any]
@@ -15,6 +18,7 @@ class Backend(Protocol):
     """Runs the graphs of one bundle over one pot. Ids are int32; n is the number of real tokens."""
 
     pot: Pot
+    policy: PolicyFacts  # whose compression graph is used; of those that were opened
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         """Append the rows of `ids` (n,) to the pot, n <= T.
@@ -27,13 +31,26 @@ class Backend(Protocol):
     def decode(self, token: int, novelty: float) -> Array:
         """Append one token; (V,) float32 logits of the next one, valid until the next call."""
 
-    def observe(self, ids: Array) -> None:
-        """Fill the pot's `mass` with the attention of a catalyst, ids (n,), n <= P, which takes no
-        slot."""
+    def observe(self, ids: Array, *, back: int = 0, into: str = "mass") -> None:
+        """Fill the pot's scores `into` with the attention of ids (n,), n <= P, which take no slot.
 
-    def compress(self, keep: int) -> list[Array]:
-        """Keep the best `keep` slots; L x (Hkv, keep) int32, the slots they were in, valid until
-        the next call."""
+        back: they are the last so many tokens of the pot, read again: they see what lies before.
+        """
+
+    def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
+        """Keep the best slots, `keep` on average over the layers; L x (Hkv, keep of the layer)
+        int32, the slots they were in, valid until the next call.
+
+        reset: move them to the positions 0, 1, 2, …; otherwise they stay where they stand.
+        """
+
+
+def kept_counts(pot: Pot, geometry: PotGeometry, keep: int) -> Array:
+    """(1,) or (L,) int32: how many slots each layer keeps; all that it has, if fewer."""
+    if not geometry.shaped:
+        return np.array([keep], np.int32)
+    more = np.array(geometry.layer_slots, np.int32) - geometry.slots
+    return np.minimum(keep + more, pot.fills).astype(np.int32)
 
 
 def padded(buffer: Array, ids: Array) -> None:

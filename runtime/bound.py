@@ -15,7 +15,8 @@ import numpy as np
 
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
-from potexport.runtime.backend import Array, padded
+from potexport.runtime.backend import Array, kept_counts, padded
+from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.runtime.pot import Pot
 from potexport.spec import EMBEDDED, GraphSpec
 
@@ -58,17 +59,19 @@ class BoundBackend:
         files: Mapping[str, Path],
         *,
         table: Array | None = None,
+        key_facts: KeyFacts | None = None,
     ) -> None:
-        """files: of each graph of the manifest. table: (V, E), where the graphs take rows of the
-        embedding instead of token ids."""
+        """files: of each graph to open. table: (V, E), where the graphs take rows of the embedding
+        instead of token ids. key_facts: see `make_pot`."""
         self.manifest, self._runner = manifest, runner
-        self.pot = Pot(manifest.layout)
+        self.pot = make_pot(manifest.layout, key_facts)
+        self.policy = manifest.policy
         self._graphs = {}
-        for name, spec in manifest.graphs.items():
+        for name, path in files.items():
+            spec = manifest.graphs[name]
             if table is not None:
                 spec = spec.with_embeddings(table.shape[1], table.dtype.name)
-            loaded = runner.load(files[name])
-            self._graphs[name] = BoundGraph(loaded, files[name], spec, self.pot, table)
+            self._graphs[name] = BoundGraph(runner.load(path), path, spec, self.pot, table)
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         graph = self._graphs["prefill"]
@@ -76,37 +79,52 @@ class BoundBackend:
         novelty = np.zeros(ids.size + 1, np.float32)
         if "next_ids" in graph.arrays:
             padded(graph.arrays["next_ids"], next_ids)
-        graph.run(self.pot.fill)
+        graph.weigh(ids.size)
+        graph.run(self.pot)
         # Embeddings are looked up in the mapped file; without this, memory would grow with the
         # number of different words read. What is needed again comes from the page cache.
         self._runner.drop_pages()
         if "novelty" in graph.arrays:
             novelty[0] = first_novelty
             novelty[1:] = graph.arrays["novelty"][0, : ids.size]
-        self.pot.append(graph.keys, graph.values, novelty[:-1], ids.size)
+        self._append(graph, novelty[:-1], ids.size)
         return float(novelty[-1])
 
     def decode(self, token: int, novelty: float) -> Array:
         graph = self._graphs["decode"]
         graph.give(np.array([token]))
-        graph.run(self.pot.fill)
-        self.pot.append(graph.keys, graph.values, novelty, 1)
+        graph.weigh(1)
+        graph.run(self.pot)
+        self._append(graph, novelty, 1)
         logits: Array = graph.arrays["logits"][0, 0]
         return logits
 
-    def observe(self, ids: Array) -> None:
+    def _append(self, graph: BoundGraph, novelty: Array | float, count: int) -> None:
+        if graph.new_mass:
+            self.pot.receive(graph.mass, graph.new_mass, count)
+        self.pot.append(graph.keys, graph.values, novelty, count)
+
+    def observe(self, ids: Array, *, back: int = 0, into: str = "mass") -> None:
         graph = self._graphs["observe"]
         graph.give(ids)
-        graph.arrays["query_weights"][:] = np.arange(graph.arrays["query_weights"].size) < ids.size
-        graph.run(self.pot.fill)
+        graph.weigh(ids.size)
+        graph.run(self.pot, back=back)
+        for scores, mass in zip(self.pot.scores[into], graph.mass, strict=True):
+            scores[...] = mass
 
-    def compress(self, keep: int) -> list[Array]:
-        graph = self._graphs["compress"]
-        graph.arrays["keep"][0] = keep
+    def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
+        graph = self._graphs[self.policy.graph]
+        counts = kept_counts(self.pot, self.manifest.pot, keep)
+        graph.arrays["keep"][:] = counts
+        if isinstance(self.pot, CodedPot):
+            graph.arrays["keep_coded"][:] = self.pot.coded(counts)
+        graph.arrays["reset"][0] = reset
         self._runner.drop_pages()  # of words generated since the last prefill
-        graph.run(self.pot.fill)
-        self.pot.replace(graph.keys, graph.values, graph.per_layer("present.{}.novelty"), keep)
-        return [kept[:, :keep] for kept in graph.per_layer("kept.{}")]
+        graph.run(self.pot)
+        kept = graph.per_layer("kept.{}")
+        self.pot.replace(graph.keys, graph.values, kept, counts, reset=reset, coded=graph.coded)
+        sizes = np.broadcast_to(counts, len(kept))
+        return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
 
     def close(self) -> None:
         self._runner.close()
@@ -140,20 +158,23 @@ class BoundGraph:
             array = np.zeros(tensor.shape, tensor.dtype) if array is None else array
             self.arrays[tensor.name] = array
             self._binding.bind_input(tensor.name, array)
-        outputs = {}
-        for tensor in spec.outputs:
-            array = _of_pot(pot, tensor.name) if spec.name == "observe" else None
-            outputs[tensor.name] = np.zeros(tensor.shape, tensor.dtype) if array is None else array
-            self._binding.bind_output(tensor.name, outputs[tensor.name])
-        self.arrays |= outputs
+        # Not the pot's, though some have the names of its scores.
+        self._outputs = {each.name: np.zeros(each.shape, each.dtype) for each in spec.outputs}
+        for name, array in self._outputs.items():
+            self._binding.bind_output(name, array)
+        self.arrays |= self._outputs
         self.keys = self.per_layer("present.{}.key")
         self.values = self.per_layer("present.{}.value")
+        names = ("present_codes.{}.key", "present_codes.{}.value",
+                 "present_scales.{}.key", "present_scales.{}.value")  # fmt: skip
+        self.coded = list(zip(*map(self.per_layer, names), strict=True))
+        self.mass, self.new_mass = self.per_layer("mass.{}"), self.per_layer("new_mass.{}")
 
     def per_layer(self, name: str) -> list[Array]:
-        """The tensors of this name, with `{}` for the layer; none where the graph does not have
+        """The outputs of this name, with `{}` for the layer; none where the graph does not have
         them."""
         names = (name.format(layer) for layer in range(self._layers))
-        return [self.arrays[each] for each in names if each in self.arrays]
+        return [self._outputs[each] for each in names if each in self._outputs]
 
     def give(self, ids: Array) -> None:
         """Set the tokens of the next run, fewer than the graph's width or as many."""
@@ -164,16 +185,29 @@ class BoundGraph:
         rows[: ids.size] = self._table[ids]
         rows[ids.size :] = self._table[0]  # what is padded is masked, but must be finite
 
-    def run(self, fill: int) -> None:
-        self.arrays["past_seq_len"][0] = fill
+    def weigh(self, count: int) -> None:
+        """Let the first `count` tokens of the next run count in the attention that it returns."""
+        if "query_weights" in self.arrays:
+            self.arrays["query_weights"][:] = np.arange(self.arrays["query_weights"].size) < count
+
+    def run(self, pot: Pot, *, back: int = 0) -> None:
+        """Over a pot, or over all but its last `back` slots."""
+        pot.ready()
+        np.maximum(pot.fills - back, 0, out=self.arrays["past_seq_len"])
+        if "position" in self.arrays:
+            self.arrays["position"][0] = pot.position - back
         self._binding.run()
 
 
 def _of_pot(pot: Pot, name: str) -> Array | None:
     """The pot's array behind a tensor of the contract, None for tensors that are not the pot's."""
+    if name in pot.held:
+        return pot.held[name]
     kind, *rest = name.split(".")
     if kind == "past_key_values":
         layer = int(rest[0])
         return pot.keys[layer] if rest[1] == "key" else pot.values[layer]
-    per_slot = {"mass": pot.mass, "novelty": pot.novelty}.get(kind) if rest else None
+    if not rest:
+        return None
+    per_slot = pot.positions if kind == "positions" else pot.scores.get(kind)
     return per_slot[int(rest[0])] if per_slot else None

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,34 @@ from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend
+from potexport.runtime.coded_pot import read_key_facts
 from potexport.runtime.executorch_options import compute_in_fp32, share_packed_weights
 from potexport.runtime.quiet import quietly
 from potexport.spec import GraphSpec
 
 Signature = Mapping[str, tuple[str, tuple[int, ...]]]
 # The numbers of torch's scalar types, `runtime/core/portable_type/scalar_type.h`.
-TYPES = {3: "int32", 4: "int64", 5: "float16", 6: "float32"}
+TYPES = {1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32"}
 
 
 class ExecutorchBackend(BoundBackend):
-    """All graphs of a bundle, as methods of its program."""
+    """Graphs of a bundle, as methods of its program."""
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, threads: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: Manifest,
+        graphs: Sequence[str],
+        *,
+        threads: int,
+    ) -> None:
         assert manifest.program is not None
         path = Path(folder) / manifest.weights
         compute_in_fp32(manifest.program.delegate)  # OpenVINO reads it as it is loaded
         _require(manifest)
-        methods = {name: path / name for name in manifest.graphs}
-        super().__init__(manifest, _Program(path, manifest, threads), methods)
+        methods = {name: path / name for name in graphs}
+        key_facts = read_key_facts(folder, manifest.layout)
+        super().__init__(manifest, _Program(path, manifest, threads), methods, key_facts=key_facts)
 
 
 class _Program:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend
+from potexport.runtime.coded_pot import read_key_facts
 from potexport.runtime.ort_capi import OrtCError, SharedSessions
 
 SAFETENSORS_DTYPES = {
@@ -35,14 +37,22 @@ CONFIG = {"session.disable_quant_qdq": "1"}
 
 
 class OnnxRuntimeBackend(BoundBackend):
-    """All graphs of a bundle, as sessions that share their weights."""
+    """Graphs of a bundle, as sessions that share their weights."""
 
-    def __init__(self, folder: str | os.PathLike[str], manifest: Manifest, *, threads: int) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        manifest: Manifest,
+        graphs: Sequence[str],
+        *,
+        threads: int,
+    ) -> None:
         weights = map_weights(Path(folder) / manifest.weights)
-        files = {name: Path(folder) / f"{name}.onnx" for name in manifest.graphs}
+        files = {name: Path(folder) / f"{name}.onnx" for name in graphs}
+        key_facts = read_key_facts(folder, manifest.layout)
         try:
             sessions = SharedSessions(threads=threads, weights=weights, config=CONFIG)
-            super().__init__(manifest, sessions, files)
+            super().__init__(manifest, sessions, files, key_facts=key_facts)
         except OrtCError as error:
             raise PotexportError(
                 f"ONNX Runtime cannot load {folder}: {str(error).splitlines()[0]}"

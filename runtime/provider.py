@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from potexport.bundle import Manifest, Npu
@@ -14,11 +15,18 @@ BACKENDS = ("auto", "npu", "cpu")
 
 
 def open_backend(
-    folder: str | os.PathLike[str], manifest: Manifest, *, on: str, threads: int, soc: str | None
+    folder: str | os.PathLike[str],
+    manifest: Manifest,
+    *,
+    on: str,
+    threads: int,
+    soc: str | None,
+    policies: Sequence[str] = ("compress",),
 ) -> Backend:
     """Open the graphs.
 
     Args:
+        policies: the compression graphs to open.
         on: "npu", "cpu", or "auto": the NPU if the bundle has contexts for this device's.
         soc: the chip to take contexts of; by default this device's.
 
@@ -26,6 +34,8 @@ def open_backend(
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
+    graphs = [name for name in manifest.graphs if not name.startswith("compress")]
+    graphs += [name for name in policies if name not in graphs]
     if manifest.program is not None:
         if on == "npu" or soc is not None:
             raise PotexportError(
@@ -34,7 +44,7 @@ def open_backend(
             )
         from potexport.runtime.executorch_backend import ExecutorchBackend
 
-        return ExecutorchBackend(folder, manifest, threads=threads)
+        return ExecutorchBackend(folder, manifest, graphs, threads=threads)
     if on == "npu" or (on == "auto" and manifest.npu and _has_npu()):
         npu = choose(manifest, soc)
         if npu is not None:
@@ -47,7 +57,7 @@ def open_backend(
             )
     from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(folder, manifest, threads=threads)
+    return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
 
 
 def choose(manifest: Manifest, soc: str | None) -> Npu | None:

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from potexport import bundle
 from potexport.errors import PotexportError
+from potexport.geometry import PotGeometry
 from potexport.runtime.backend import Array
 from potexport.runtime.session import Session
-from potexport.spec import PotGeometry
 
 COMPRESSIONS = 2
 NEW_TOKENS = 16
@@ -142,9 +142,9 @@ def run(session: Session, ids: Array, name: str, *, forced: Sequence[int] | None
     # The fill before a compression is gone when `on_compress` hears of it.
     compress = inner.compress
 
-    def noting(keep: int) -> list[Array]:
+    def noting(keep: int, *, reset: bool = True) -> list[Array]:
         made.fill.append(inner.pot.fill)
-        return compress(keep)
+        return compress(keep, reset=reset)
 
     session.on_compress = watch
     inner.compress = noting  # type: ignore[method-assign]

@@ -8,61 +8,44 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from potexport import bundle
-from potexport.bundle import Manifest
+from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
+from potexport.runtime import keeping
 from potexport.runtime.backend import Array, Backend
 from potexport.runtime.provider import open_backend
+from potexport.runtime.records import State, Stats, Token
 from potexport.runtime.sampling import Sampler, Sampling, surprise
 from potexport.runtime.text import StopStrings, Text
 
 Ids = npt.NDArray[np.int32]
 
-
-class Token(NamedTuple):
-    """A generated token and the text it completes, which may be empty."""
-
-    id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a session has done. Seconds are of wall time."""
-
-    tokens_read: int = 0  # fed ones; those still waiting for a full chunk come later
-    tokens_generated: int = 0
-    compressions: int = 0
-    fill: int = 0  # slots that hold a token now
-    read_seconds: float = 0.0  # prefill alone
-    compress_seconds: float = 0.0  # catalyst and compression
-    generate_seconds: float = 0.0  # decode and sampling, one decode for each prompt included
-
-    @property
-    def read_speed(self) -> float:
-        """Tokens per second of reading, compressions included."""
-        seconds = self.read_seconds + self.compress_seconds
-        return self.tokens_read / seconds if seconds else 0.0
-
-    @property
-    def generate_speed(self) -> float:
-        """Tokens per second of generating."""
-        return self.tokens_generated / self.generate_seconds if self.generate_seconds else 0.0
+__all__ = ["Session", "State", "Stats", "Token"]
 
 
 class Session:
     """One conversation with one bundle. Memory and time per token do not depend on how much was
     read."""
 
-    def __init__(self, manifest: Manifest, backend: Backend, text: Text) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        text: Text,
+        policies: Sequence[PolicyFacts] = (),
+    ) -> None:
+        """policies: those that the backend opened; the bundle's first by default."""
         self.manifest, self.backend, self.text = manifest, backend, text
+        self._opened = {each.label: each for each in policies or (manifest.policy,)}
+        self.keep: int | Literal["auto"] = manifest.pot.keep  # slots that a compression keeps
+        self.keep_mass = keeping.SHARE  # of the attention, where `keep` is "auto"
         self.on_compress: Callable[[list[Array]], None] | None = (
             None  # sees the kept slots, L x (Hkv, keep)
         )
@@ -71,6 +54,7 @@ class Session:
         self._novelty = 0.0  # of the first pending token; the very first token has none
         self._last: Array | None = None  # logits that nothing has followed yet
         self._to_come: int | None = None
+        self._tail = np.empty(0, np.int32)  # the last tokens read, the same in every head
         self._stats = Stats()
         self._catalyst = np.empty(0, np.int32)
         self.set_catalyst(manifest.catalyst)
@@ -84,10 +68,13 @@ class Session:
         soc: str | None = None,
         threads: int | None = None,
         check: bool = True,
+        policy: str | Sequence[str] | None = None,
     ) -> Session:
         """Load a bundle.
 
         Args:
+            policy: by label, of those that the bundle holds, the first by default; of several, all
+                are opened and the first is used until `policy` is set.
             backend: "npu", "cpu", or "auto": the NPU if the bundle was compiled for this device's.
             soc: the chip to take the contexts of; this device's by default.
             threads: of graphs on the CPU; all that this process may use by default.
@@ -99,8 +86,41 @@ class Session:
         manifest = bundle.read(folder)
         bundle.check_files(folder, manifest, digests=check)
         text = Text.open(os.fspath(folder))
-        opened = open_backend(folder, manifest, on=backend, threads=threads or _cores(), soc=soc)
-        return cls(manifest, opened, text)
+        labels = [policy] if isinstance(policy, str) else policy or [manifest.policy.label]
+        chosen = [manifest.policy_of(label) for label in labels]
+        opened = open_backend(
+            folder,
+            manifest,
+            on=backend,
+            threads=threads or _cores(),
+            soc=soc,
+            policies=[each.graph for each in chosen],
+        )
+        session = cls(manifest, opened, text, chosen)
+        session.policy = chosen[0].label
+        return session
+
+    @property
+    def policies(self) -> list[str]:
+        """The labels of those that can be used."""
+        return list(self._opened)
+
+    @property
+    def policy(self) -> str:
+        """The label of the one that the next compression goes by. Setting it leaves the pot as it
+        is; the catalyst stays too, where the policy needs one."""
+        return self.backend.policy.label
+
+    @policy.setter
+    def policy(self, label: str) -> None:
+        if label not in self._opened:
+            raise PotexportError(
+                f"the session has not opened the policy {label!r}; it has "
+                f"{', '.join(self._opened)}: name it to Session.open"
+            )
+        self.backend.policy = self._opened[label]
+        if "mass" in self.backend.policy.needs and not self._catalyst.size:
+            self.set_catalyst(self.manifest.catalyst)
 
     @property
     def stats(self) -> Stats:
@@ -115,17 +135,19 @@ class Session:
         """Choose what the pot is scored by: a general instruction, or the user's question if it is
         known.
 
-        Returns how many tokens did not fit the bundle's catalyst width; the last ones are used.
+        Nothing ("") is for policies that can do without. Returns how many tokens did not fit the
+        bundle's catalyst width; the last ones are used.
         """
         ids = self._ids(prompt)
-        if "mass" in self.manifest.policy.needs and not ids.size:
+        needed = "mass" in self.backend.policy.needs
+        if needed and not ids.size and not self.backend.policy.can_be_blind:
             raise PotexportError(
                 "the catalyst is empty; give the question, or a general instruction, to score the "
                 "pot by"
             )
         cut = max(0, ids.size - self.manifest.pot.catalyst_width)
         self._catalyst = ids[cut:]
-        return cut if "mass" in self.manifest.policy.needs else 0
+        return cut if needed else 0
 
     def feed(
         self,
@@ -213,7 +235,7 @@ class Session:
     def _append(self, ids: Ids) -> None:
         """Queue tokens; the first after `logits` gets its novelty from them."""
         if ids.size and self._last is not None:
-            needed = "novelty" in self.manifest.policy.needs
+            needed = "novelty" in self.manifest.layout.gathered
             self._novelty = surprise(self._last, int(ids[0])) if needed else 0.0
             self._last = None
         self._pending = np.concatenate([self._pending, ids])
@@ -224,6 +246,28 @@ class Session:
         self._pending, self._fed, self._novelty = np.empty(0, np.int32), 0, 0.0
         self._last = None
         self._to_come, self._stats = None, Stats()
+        self._tail = np.empty(0, np.int32)
+
+    def snapshot(self) -> State:
+        """All that was read, in memory; `restore` goes on from there, any number of times."""
+        return State(
+            self.backend.pot.save(),
+            self._pending.copy(),
+            self._fed,
+            self._novelty,
+            None if self._last is None else self._last.copy(),
+            self._to_come,
+            self._tail.copy(),
+            self._stats,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go back to a snapshot of a session with the same bundle. Catalyst, policy and `keep` stay
+        as they are now."""
+        self.backend.pot.load(state.pot)
+        self._pending, self._fed, self._novelty = state.pending, state.fed, state.novelty
+        self._last = None if state.last is None else state.last.copy()
+        self._to_come, self._tail, self._stats = state.to_come, state.tail, state.stats
 
     def _read(self, count: int) -> None:
         """Put the first `count` pending tokens into the pot; one more must be pending behind
@@ -237,6 +281,9 @@ class Session:
 
     def _take(self, count: int) -> None:
         """Count the first pending tokens as read, the generated ones among them aside."""
+        if any(policy.window for policy in self._opened.values()):
+            width = self.manifest.pot.catalyst_width
+            self._tail = np.concatenate([self._tail, self._pending[:count]])[-width:]
         self._pending = self._pending[count:]
         fed = min(self._fed, self._pending.size)
         self._count(tokens_read=self._fed - fed)
@@ -244,33 +291,60 @@ class Session:
 
     def _make_room(self, count: int) -> None:
         """Compress if `count` more tokens do not fit."""
-        pot = self.manifest.pot
-        if self.backend.pot.fill + count <= pot.slots:
+        if count <= self.backend.pot.room:
             return
-        keep = pot.keep
+        least: int | None = None
         if self._to_come is not None:
-            still_to_come = self._pending.size + self._to_come
-            keep = min(pot.keep_max, max(keep, pot.slots - still_to_come))
-        self.compress(keep)
+            least = self.manifest.pot.slots - self._pending.size - self._to_come
+        self._compress(None, least)
 
     def compress(self, keep: int | None = None) -> None:
-        """Keep the best slots now, `keep` of them (the bundle's default otherwise); the loop does
-        this by itself."""
-        pot = self.manifest.pot
-        keep = pot.keep if keep is None else keep
-        most = min(pot.keep_max, self.backend.pot.fill)
-        if not pot.sink + pot.recent <= keep <= most:
-            raise PotexportError(
-                f"keep is {keep}; it must lie between sinks + recent ({pot.sink + pot.recent}) and "
-                f"{most}"
-            )
+        """Keep the best slots now, `keep` of them (`self.keep` otherwise); the loop does this by
+        itself."""
+        self._compress(keep, None)
+
+    def _compress(self, keep: int | None, least: int | None) -> None:
+        """keep: exactly so many slots; where it is None, `self.keep`, and at least `least` if there
+        are so many."""
+        pot, geometry = self.backend.pot, self.manifest.pot
+        allowed = keeping.allowed(geometry, pot.fill)
+        if keep is None and self.keep != "auto":
+            keep = max(self.keep, min(geometry.keep_max, least or 0))
+        if keep is not None:  # before the work of observing
+            allowed.check(keep)
         started = perf_counter()
-        if "mass" in self.manifest.policy.needs:
-            self.backend.observe(self._catalyst)
-        kept = self.backend.compress(keep)
+        self._observe()
+        if keep is None:
+            found = keeping.by_mass(pot, self.backend.policy, geometry, self.keep_mass)
+            keep = allowed.nearest(max(found, least or 0))
+        reset = pot.position + geometry.slots - keep + geometry.widest > geometry.positions
+        kept = self.backend.compress(keep, reset=reset)
+        if geometry.recent < self._tail.size:
+            self._tail = self._tail[self._tail.size - geometry.recent :]
         self._count(compressions=1, compress_seconds=perf_counter() - started)
         if self.on_compress:
             self.on_compress(kept)
+
+    def check_keep(self) -> None:
+        """Raise PotexportError for a `keep` that no compression could take, before one tries."""
+        allowed = keeping.allowed(self.manifest.pot, self.manifest.pot.slots)
+        if self.keep == "auto":
+            keeping.attention(self.backend.policy)
+            keeping.check_share(self.keep_mass)
+        else:
+            allowed.check(self.keep)
+
+    def _observe(self) -> None:
+        """The passes that the policy wants before a compression."""
+        policy, pot = self.backend.policy, self.backend.pot
+        if "mass" in policy.needs and self._catalyst.size:
+            self.backend.observe(self._catalyst)
+        elif "mass" in policy.needs:
+            for mass in pot.mass:
+                mass[...] = 0
+        if "window" in policy.needs:
+            last = self._tail[-policy.window :]
+            self.backend.observe(last, back=last.size, into="window")
 
     def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
         if isinstance(prompt, str):

@@ -1,28 +1,29 @@
 """The loop once more, in the plainest words: the oracle of the parity tests.
 
 It shares no code with the product and calls no forward pass of transformers: eager PyTorch, tensors
-that grow, keys kept *un-rotated* and rotated afresh at each use with position = place in the list.
+that grow, keys kept *un-rotated* and rotated afresh at each use, each at the position that it has.
 So no re-rotation, no padding, no mask of free slots and no table that could be wrong in both.
 
-Decides the arithmetic of Llama, Qwen2/3 and Mistral, when the loop compresses, what is kept.
+Decides the arithmetic of Llama, Qwen2/3 and Mistral, when the loop compresses and when positions
+begin anew; what is kept is `reference_policies`'.
 Letters: L layers, E hidden size, Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head size,
 V vocabulary, M slots, T chunk, n tokens of a pass, fill entries in the pot, m = fill + n. Query
 head h reads key/value head h // G.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-POLICIES = ("infinipot", "streaming", "keydiff")
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+from tests.reference_policies import RULES, Choice, Seen, choose
 
-Row = list[float]  # one number for each occupied slot (fill of them), of one layer and head
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def inverse_frequencies(model: nn.Module, head_size: int) -> tuple[Tensor, float]:
@@ -51,95 +52,19 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, factor: float = 1.0) 
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What one head keeps: slots in ascending order, and how near the choice was to a tie.
-
-    `margin` is the smallest relative gap, |a - b| / max(|a|, |b|), at the borders that decided:
-    last kept against first dropped of one tier; for InfiniPot also last novel against first not
-    novel. It is infinite where no two scores were compared.
-    """
-
-    kept: list[int]
-    margin: float
-
-
-def split(fill: int, *, sink: int, recent: int) -> tuple[list[int], list[int]]:
-    """The slots kept whatever their score, the first `sink` and last `recent`; and the others."""
-    forced = [s for s in range(fill) if s < sink or s >= fill - recent]
-    return forced, list(range(sink, fill - recent))
-
-
-def ranked(slots: list[int], scores: Row) -> list[int]:
-    """Slots by falling score; of equal ones the lower slot first (`sorted` is stable)."""
-    return sorted(sorted(slots), key=lambda s: -scores[s])
-
-
-def max_pool(values: Row, window: int) -> Row:
-    """Largest value within (window - 1) / 2 places of each; the window is cut at the edges."""
-    return [max(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))]
-
-
-def gap(values: Row, cut: int, *, plateaus: bool = False) -> float:
-    """Relative gap between the cut-th and the next of the values in falling order.
-
-    Pooling makes plateaus, neighbours with the very same value, which any implementation splits
-    alike (lower slot first). If `plateaus` and the cut falls into one, the gap is that from the
-    plateau to the nearest other value.
-    """
-    falling = sorted(values, reverse=True)
-    if not 0 < cut < len(falling):
-        return math.inf
-    last, others = falling[cut - 1], [falling[cut]]
-    if plateaus and others == [last]:
-        others = [value for value in falling if value != last]
-    gaps = (abs(last - v) / max(abs(last), abs(v)) if last != v else 0.0 for v in others)
-    return min(gaps, default=math.inf)
-
-
-def choose_infinipot(
-    mass: Row, novelty: Row, *, keep: int, sink: int, recent: int, alpha: float, pool: int
-) -> Choice:
-    """InfiniPot: forced slots, then the most novel, then the best pooled mass of the rest."""
-    forced, free = split(len(mass), sink=sink, recent=recent)
-    room, n_novel = keep - len(forced), math.floor(alpha * keep + 0.5)
-    by_novelty = ranked(free, novelty)
-    novel, others = by_novelty[:n_novel], by_novelty[n_novel:]
-    pooled = max_pool(mass, pool)
-    kept = (forced + novel + ranked(others, pooled))[:keep]
-    novel_gap = gap([novelty[s] for s in free], min(n_novel, room))
-    mass_gap = gap([pooled[s] for s in others], room - len(novel), plateaus=True)
-    return Choice(sorted(kept), min(novel_gap, mass_gap))
-
-
-def choose_best(scores: Row, *, keep: int, sink: int, recent: int) -> Choice:
-    """Forced slots, then the highest scores."""
-    forced, free = split(len(scores), sink=sink, recent=recent)
-    kept = (forced + ranked(free, scores))[:keep]
-    return Choice(sorted(kept), gap([scores[s] for s in free], keep - len(forced)))
-
-
-def choose_streaming(fill: int, *, keep: int, sink: int, recent: int) -> Choice:
-    """Forced slots, then the most recent: no score is computed, so nothing can nearly tie."""
-    forced, free = split(fill, sink=sink, recent=recent)
-    return Choice(sorted((forced + free[::-1])[:keep]), math.inf)
-
-
-def keydiff_scores(keys: Tensor) -> Tensor:
-    """-cos(key, mean of the normalised keys). keys [Hkv, fill, D] rotated -> [Hkv, fill]."""
-    mean = functional.normalize(keys, dim=-1).mean(dim=1, keepdim=True)  # [Hkv, 1, D]
-    return -functional.cosine_similarity(keys, mean, dim=-1)
+def _turn(rope: tuple[Tensor, float], x: Tensor, positions: Tensor) -> Tensor:
+    """`rotate` without the factor on cos and sin."""
+    return rotate(x, positions, rope[0])
 
 
 class Entries(NamedTuple):
-    """Entries of one layer. keys (un-rotated), values [Hkv, n, D]; novelty, positions [Hkv, n].
-
-    `positions` is 0, 1, 2, … in every head, unless a broken variant says otherwise.
-    """
+    """Entries of one layer. keys (un-rotated), values [Hkv, n, D]; of each [Hkv, n]: its novelty,
+    the attention it received so far, and its position."""
 
     keys: Tensor
     values: Tensor
     novelty: Tensor
+    received: Tensor
     positions: Tensor
 
     def followed_by(self, new: "Entries") -> "Entries":
@@ -156,14 +81,21 @@ class Reference:
             config and, for rope types other than the default, the frequencies.
         slots: M. chunk: T. keep: entries left by a compression, unless `to_come` is known; then at
             most keep_max. sink, recent: first and last slots always kept.
-        policy: one of POLICIES. alpha, pool: InfiniPot's share of novelty and odd pooling window.
-        catalyst: token ids that score the pot; needed by infinipot. May be changed at any time.
+        positions: where tokens may stand, and `widest`, how many a pass may have. A compression
+            moves all to the front if the next one would find no room; None: each does.
+        layer_slots: of each layer, M on average; a layer keeps as many more than others as it has.
+        policy: one of RULES, with its settings.
+        catalyst: token ids that score the pot; some rules need them. May be changed at any time.
+        statistics: means [L, Hq, D] and covariances [L, Hq, D, D] of queries before rotation.
         dtype: of all arithmetic.
     Attributes:
-        kept: one [L, Hkv, keep] int64 a compression: the slots kept, by their index before it.
+        position: of the next token.
+        kept: L of [Hkv, keep] int64 a compression: the slots kept, by their index before it.
         margins: one [L, Hkv] float64 a compression: Choice.margin of each head.
+        resets: whether each compression moved all to the front.
     Deliberately broken variants, to show that a parity test can fail:
-        no_reset: kept entries stay at their old positions; new ones still start at fill.
+        no_reset: kept entries never move to the front, new ones follow as if they had.
+        positions_left_behind: a compression leaves positions in their slots.
         mask_off_by_one: a token of a chunk, or of the catalyst, also sees the one after it.
         swap_keys_values: a compression exchanges (un-rotated) keys and values.
         novelty_left_behind: a compression leaves novelty in its slot instead of moving it.
@@ -179,11 +111,15 @@ class Reference:
     sink: int
     recent: int
     policy: str
-    alpha: float = 0.5
-    pool: int = 13
+    positions: int | None = None
+    widest: int = 0
+    layer_slots: Sequence[int] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     catalyst: Sequence[int] | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
     dtype: torch.dtype = torch.float32
     no_reset: bool = False
+    positions_left_behind: bool = False
     mask_off_by_one: bool = False
     swap_keys_values: bool = False
     novelty_left_behind: bool = False
@@ -191,15 +127,19 @@ class Reference:
 
     def __post_init__(self) -> None:
         """Check the numbers, take the weights, make an empty pot."""
-        if self.policy not in POLICIES or self.pool < 1 or self.pool % 2 == 0:
-            raise ValueError(f"want a policy of {POLICIES} and a positive odd pool")
+        if self.policy not in RULES:
+            raise ValueError(f"want a policy of {list(RULES)}")
         highest = min(self.keep_max, self.slots - self.chunk)
         if not self.sink + self.recent <= self.keep <= highest:
             raise ValueError("want sink + recent <= keep <= keep_max, and keep + chunk <= slots")
         self._load(self.model)
-        self.kept: list[Tensor] = []
+        self.position = 0
+        self.kept: list[list[Tensor]] = []
         self.margins: list[Tensor] = []
+        self.resets: list[bool] = []
         self._next_logits: Tensor | None = None  # [V], after the last token read
+        # Of each token since the last compression, for each layer: its attention [Hkv, G, m].
+        self._rows: list[list[Tensor]] = [[] for _ in range(self._layers)]
 
     def _load(self, model: nn.Module) -> None:
         """Take weights and geometry from the model, and make an empty pot."""
@@ -217,13 +157,19 @@ class Reference:
         self._head_size = key_rows // self._kv_heads
         self._rope = inverse_frequencies(model, self._head_size)
         rows = torch.zeros(self._kv_heads, 0, self._head_size, dtype=self.dtype)
-        empty = Entries(rows, rows, rows[..., 0], rows[..., 0].long())
+        none = rows[..., 0]
+        empty = Entries(rows, rows, none, none, none.long())
         self._pot = [empty] * self._layers
 
     @property
     def fill(self) -> int:
-        """Entries in the pot, the same in every layer and head."""
-        return self._pot[0].keys.shape[1]
+        """Entries in the pot, the same in every head; of the layer with the most."""
+        return max(self.fills)
+
+    @property
+    def fills(self) -> list[int]:
+        """Entries of each layer."""
+        return [pot.keys.shape[1] for pot in self._pot]
 
     @property
     def novelty(self) -> list[Tensor]:
@@ -259,15 +205,19 @@ class Reference:
 
         `remaining`: tokens to be read from here on, these included; infinite if not known.
         """
-        if self.fill + len(tokens) > self.slots:
+        sizes = self.layer_slots or [self.slots] * self._layers
+        if any(fill + len(tokens) > size for fill, size in zip(self.fills, sizes, strict=True)):
             self.compress(int(min(self.keep_max, max(self.keep, self.slots - remaining))))
-        hidden, news, _ = self._run(tokens)
+        hidden, news, attention = self._run(tokens)
         logits = self._logits(hidden)  # [n, V]
         novelty = self._surprises(tokens, logits).expand(self._kv_heads, -1)
-        self._pot = [
-            pot.followed_by(Entries(new.keys, new.values, novelty, new.positions))
-            for pot, new in zip(self._pot, news, strict=True)
-        ]
+        for layer, (fill, pot, new) in enumerate(zip(self.fills, self._pot, news, strict=True)):
+            received = attention[layer].mean(dim=1).sum(dim=1)  # [Hkv, m]
+            old = pot._replace(received=pot.received + received[:, :fill])
+            new = new._replace(novelty=novelty, received=received[:, fill:])
+            self._pot[layer] = old.followed_by(new)
+            self._rows[layer] += attention[layer].unbind(dim=2)
+        self.position += len(tokens)
         self._next_logits = logits[-1]
         return logits[-1]
 
@@ -283,65 +233,91 @@ class Reference:
         return torch.cat((first, rest[torch.arange(len(tokens) - 1), tokens[1:]]))
 
     def compress(self, keep: int) -> None:
-        """Keep `keep` entries a layer and head, in their order; entry j then has position j."""
-        if not self.sink + self.recent <= keep <= self.fill:
+        """Keep `keep` entries a layer and head, in their order."""
+        more = [size - self.slots for size in self.layer_slots] or [0] * self._layers
+        if not self.sink + self.recent - min(more) <= keep <= self.fill - min(more):
             raise ValueError(f"cannot keep {keep} of {self.fill} entries")
-        masses = self.mass() if self.policy == "infinipot" else [None] * self._layers
-        choices = [self._choose(layer, mass, keep) for layer, mass in enumerate(masses)]
-        kept = torch.tensor([[head.kept for head in layer] for layer in choices])
-        margins = [[head.margin for head in layer] for layer in choices]
-        self._pot = [self._gather(pot, idx) for pot, idx in zip(self._pot, kept, strict=True)]
+        keeps = [min(keep + m, fill) for m, fill in zip(more, self.fills, strict=True)]
+        none = [torch.zeros_like(pot.novelty) for pot in self._pot]
+        masses = self.mass() if self.catalyst else none
+        layers = zip(range(self._layers), masses, keeps, strict=True)
+        choices = [self._choose(*each) for each in layers]
+        kept = [torch.tensor([head.kept for head in layer]) for layer in choices]
+        next_end = self.position + self.slots - keep + self.widest
+        reset = self.positions is None or next_end > self.positions
+        for layer, idx in enumerate(kept):
+            self._pot[layer] = self._gather(self._pot[layer], idx, reset=reset)
+            self._rows[layer] = []
+        if reset:
+            self.position = self.fill
         self.kept.append(kept)
+        self.resets.append(reset)
+        margins = [[head.margin for head in layer] for layer in choices]
         self.margins.append(torch.tensor(margins, dtype=torch.float64))
 
     def mass(self) -> list[Tensor]:
         """Attention of the catalyst to each entry: L of [Hkv, fill].
 
         Summed over the catalyst's tokens, averaged over the query heads of a group. The catalyst
-        stands at fill, fill + 1, …, sees the pot and causally itself, and is not stored.
+        stands where the next token would, sees the pot and causally itself, and is not stored.
         """
-        if not self.catalyst:
-            raise ValueError("the policy needs a catalyst, and there is none")
-        _, _, probabilities = self._run(list(self.catalyst))  # L of [Hkv, G, n, m]
-        return [p[..., : self.fill].sum(dim=2).mean(dim=1) for p in probabilities]
+        _, _, probabilities = self._run(list(self.catalyst or ()))  # L of [Hkv, G, n, m]
+        fills = zip(probabilities, self.fills, strict=True)
+        return [p[..., :fill].sum(dim=2).mean(dim=1) for p, fill in fills]
 
-    def _choose(self, layer: int, mass: Tensor | None, keep: int) -> list[Choice]:
+    def _choose(self, layer: int, mass: Tensor, keep: int) -> list[Choice]:
         """What each head of a layer keeps: Hkv choices. mass [Hkv, fill]."""
-        forced = {"keep": keep, "sink": self.sink, "recent": self.recent}
-        if self.policy == "streaming":
-            choices = [choose_streaming(self.fill, **forced)] * self._kv_heads
-        elif self.policy == "keydiff":
-            scores: list[list[float]] = keydiff_scores(self.keys(layer)).tolist()
-            choices = [choose_best(head, **forced) for head in scores]
-        else:
-            assert mass is not None
-            choices = [
-                choose_infinipot(m, n, alpha=self.alpha, pool=self.pool, **forced)
-                for m, n in zip(mass.tolist(), self.novelty[layer].tolist(), strict=True)
-            ]
+        if self.policy in ("infinipot", "catalyst") and not self.catalyst:
+            raise ValueError("the policy needs a catalyst, and there is none")
+        pot, turn = self._pot[layer], partial(_turn, self._rope)
+        statistics = self.statistics
+        seen = Seen(
+            layer,
+            self.sink,
+            self.recent,
+            pot.keys,
+            self.keys(layer),
+            pot.values,
+            pot.novelty,
+            pot.received,
+            self._rows[layer],
+            mass,
+            self.position,
+            (statistics[0][layer], statistics[1][layer]) if statistics else None,
+            turn,
+        )
+        tiers = RULES[self.policy](seen, keep, **self.settings)
+        rows = [
+            [(tier.scores[head].tolist(), tier.most, tier.pooled) for tier in tiers]
+            for head in range(self._kv_heads)
+        ]
+        choices = [choose(row, keep=keep, sink=self.sink, recent=self.recent) for row in rows]
         return choices[:1] * self._kv_heads if self.shared_heads else choices
 
-    def _gather(self, pot: Entries, idx: Tensor) -> Entries:
-        """The entries idx [Hkv, keep] of one layer, at positions 0, 1, 2, …"""
+    def _gather(self, pot: Entries, idx: Tensor, *, reset: bool) -> Entries:
+        """The entries idx [Hkv, keep] of one layer; if `reset` at positions 0, 1, 2, …"""
         heads, keep = idx.shape
         rows = idx[..., None].expand(-1, -1, self._head_size)
         keys, values = pot.keys.gather(1, rows), pot.values.gather(1, rows)
-        novelty, positions = pot.novelty.gather(1, idx), torch.arange(keep).expand(heads, -1)
+        novelty, received = pot.novelty.gather(1, idx), pot.received.gather(1, idx)
+        positions = pot.positions.gather(1, idx)
+        if reset and not self.no_reset:
+            positions = torch.arange(keep).expand(heads, -1)
+        elif self.positions_left_behind:
+            positions = pot.positions[:, :keep]
         if self.swap_keys_values:
             keys, values = values, keys
         if self.novelty_left_behind:
             novelty = pot.novelty[:, :keep]
-        if self.no_reset:
-            positions = pot.positions.gather(1, idx)
-        return Entries(keys, values, novelty, positions)
+        return Entries(keys, values, novelty, received, positions)
 
     def _run(self, tokens: list[int]) -> tuple[Tensor, list[Entries], list[Tensor]]:
-        """Run tokens over the pot, storing nothing; token i stands at position fill + i.
+        """Run tokens over the pot, storing nothing; the first stands at `position`.
 
         Returns: the last layer's output [n, E]; the tokens' entries, one a layer, novelty 0; the
         attention probabilities, one [Hkv, G, n, m] a layer.
         """
-        places = torch.arange(self.fill, self.fill + len(tokens))  # [n]
+        places = torch.arange(self.position, self.position + len(tokens))  # [n]
         x = self._weights["model.embed_tokens.weight"][torch.tensor(tokens)]  # [n, E]
         news, probabilities = [], []
         for layer in range(self._layers):
@@ -367,15 +343,16 @@ class Reference:
         query = query.transpose(0, 1).reshape(self._kv_heads, self._groups, *heads[::2])
         key, value = key.transpose(0, 1), value.transpose(0, 1)
         positions = places.expand(self._kv_heads, -1)
-        return query, Entries(key, value, torch.zeros_like(key[..., 0]), positions)
+        nothing = torch.zeros_like(key[..., 0])
+        return query, Entries(key, value, nothing, nothing, positions)
 
     def _attend(self, query: Tensor, visible: Entries, places: Tensor) -> Tensor:
         """query [Hkv, G, n, D] at places [n] -> probabilities over pot and chunk [Hkv, G, n, m]."""
         query = rotate(query, places, *self._rope)
         key = rotate(visible.keys, visible.positions, *self._rope)[:, None]  # [Hkv, 1, m, D]
         scores = query @ key.transpose(-1, -2) / math.sqrt(self._head_size)
-        last_seen = places[:, None] + int(self.mask_off_by_one)  # [n, 1]
-        hidden = torch.arange(key.shape[2]) > last_seen  # [n, m]: later in the list
+        own = torch.arange(key.shape[2] - len(places), key.shape[2])  # [n]: place in the list
+        hidden = torch.arange(key.shape[2]) > own[:, None] + int(self.mask_off_by_one)  # [n, m]
         return scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
 
     def _mlp(self, name: str, x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 
 from potexport.errors import PotexportError
 from potexport.graphs.policies import Policy
+from potexport.graphs.pooling import check_pool, max_pool
 from potexport.graphs.select import Candidates, best
 
 NOVEL = 4096.0  # above any mass, which is at most the number of catalyst tokens
@@ -37,17 +37,12 @@ class InfiniPot(Policy):
             raise PotexportError(
                 f"--alpha is {self.alpha}; it is the share of novel slots, from 0 to 1"
             )
-        if self.pool < 1 or self.pool % 2 == 0:
-            raise PotexportError(f"--pool is {self.pool}; it must be odd, 1 for no pooling")
+        check_pool(self.pool)
 
     def score(self, slots: Candidates) -> Tensor:
         assert slots.mass is not None
         assert slots.novelty is not None
-        mass = (
-            max_pool1d(slots.mass[None], self.pool, stride=1, padding=self.pool // 2)[0]
-            if self.pool > 1
-            else slots.mass
-        )
+        mass = max_pool(slots.mass, self.pool)
         # A table, not a product: rounding alpha x keep in fp16 would be off by one.
         shares = [floor(self.alpha * keep + 0.5) for keep in range(slots.keep_max + 1)]
         share = torch.tensor(shares, dtype=torch.int32).index_select(0, slots.keep)

@@ -54,5 +54,5 @@ TARGET = Target(
     note="x86-64 Linux",
     package="executorch",
     extra="executorch",
-    delegate=Delegate("XnnpackBackend", partitioners, compresses=True, rewrites=("mean",)),
+    delegate=Delegate("XnnpackBackend", partitioners, compresses=True, rewrites=("mean", "codes")),
 )

@@ -39,7 +39,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built once, by the command line; tests that change it copy it."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny.bundle"
-    result = run_here("build", model_folder, "-o", folder, *OPTIONS)
+    result = run_here("build", model_folder, "-o", folder, *OPTIONS, "--policy", "infinipot")
     assert result.exit_code == 0, result.stderr
     return folder
 

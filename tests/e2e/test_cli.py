@@ -116,7 +116,10 @@ def test_policies_and_targets_are_listed(cli: Cli) -> None:
     assert policies["infinipot"]["needs"] == ["mass", "novelty"]
     assert policies["infinipot"]["settings"]["alpha"] == 0.5
     assert all(policy["summary"] for policy in policies.values())
-    assert "--alpha 0.5" in cli("policies").stdout
+    assert policies["snapkv"]["costs"]["passes"] == ["a pass of the last tokens, once more"]
+    assert policies["infinipot"]["source"] == "arXiv 2410.01518"
+    shown = cli("policies").stdout
+    assert all(name.partition("-")[0] in shown for name in policies)
     listed = json.loads(cli("targets", "--json").stdout)
     assert {each["runtime"] for each in listed if each["name"] == "cpu"} == {
         "onnxruntime",

@@ -15,7 +15,8 @@ def program(
     cli: Cli, model_folder: Path, pot_options: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     folder = tmp_path_factory.mktemp("executorch") / "tiny.bundle"
-    made = cli("build", model_folder, "-o", folder, "--runtime", "executorch", *pot_options)
+    options = ["--runtime", "executorch", "--policy", "infinipot", *pot_options]
+    made = cli("build", model_folder, "-o", folder, *options)
     assert made.exit_code == 0, made.stderr
     assert "operators that XnnpackBackend takes" in made.stdout
     assert {path.name for path in folder.iterdir()} >= {"model.pte", "tokenizer.json"}

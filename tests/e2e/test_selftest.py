@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from potexport import bundle as bundles
+from potexport.geometry import PotGeometry
 from potexport.runtime import selftest
 from potexport.runtime.backend import Array
 from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from potexport.runtime.selftest import Run
 from potexport.runtime.session import Session
-from potexport.spec import PotGeometry
 from tests.e2e.helpers import ROOT
 
 
@@ -74,8 +74,8 @@ def _one_slot_more(backend: OnnxRuntimeBackend) -> None:
 def _edit_kept(backend: OnnxRuntimeBackend, edit: Callable[[Array], None]) -> None:
     compress = backend.compress
 
-    def wrong(keep: int) -> list[Array]:
-        kept = [each.copy() for each in compress(keep)]
+    def wrong(keep: int, *, reset: bool = True) -> list[Array]:
+        kept = [each.copy() for each in compress(keep, reset=reset)]
         edit(kept[1])
         return kept
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from potexport import bundle, pipeline, store_executorch
+from potexport import bundle, folders, pipeline, store_executorch
 from potexport.errors import PotexportError
 from potexport.quantize_torchao import GROUP, PackedEmbedding, w4
 from potexport.reference import TorchBackend
@@ -28,6 +28,7 @@ from potexport.runtime.session import Session
 from tests import tiny
 
 POT: dict[str, Any] = {"pot": 48, "chunk": 8, "keep": 23, "catalyst_width": 7, "sink": 2}
+POT["policy"] = "infinipot"
 
 
 def build(folder: Path, *, family: str = "llama-tied", **options: Any) -> Path:
@@ -45,6 +46,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("program"))
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing tied, and a policy that scores by nothing: no observe."""
+    return build(tmp_path_factory.mktemp("plain"), family="llama", policy="streaming")
+
+
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copy"))
@@ -54,7 +61,7 @@ def resealed(folder: Path, **changes: Any) -> Path:
     """The bundle with another manifest, and digests that fit."""
     manifest = replace(bundle.read(folder), **changes)
     (folder / bundle.MANIFEST).unlink()
-    bundle.seal(folder, manifest)
+    folders.seal(folder, manifest)
     return folder
 
 
@@ -85,11 +92,11 @@ def test_a_tied_embedding_is_stored_once(made: Path) -> None:
     assert rows.count(embedding.weight.numpy().tobytes()) == 1
 
 
-def test_nothing_is_shared_where_nothing_is_tied(tmp_path: Path) -> None:
-    folder = build(tmp_path, family="llama", policy="streaming")
-    before = (folder / "model.pte").read_bytes()
-    assert store_executorch.share_bytes(folder / "model.pte") == 0
-    assert (folder / "model.pte").read_bytes() == before
+def test_nothing_is_shared_where_nothing_is_tied(plain: Path, tmp_path: Path) -> None:
+    program = Path(shutil.copy(plain / "model.pte", tmp_path / "model.pte"))
+    before = program.read_bytes()
+    assert store_executorch.share_bytes(program) == 0
+    assert program.read_bytes() == before
 
 
 def test_every_product_of_the_model_graphs_is_the_delegates(made: Path) -> None:
@@ -145,7 +152,9 @@ def test_8da4w_is_torchaos_own_arithmetic(tmp_path: Path, head_size: int) -> Non
         core = PotModel(model, manifest.pot)
         if quantize:
             w4(model)
-        backend = TorchBackend(core, make_policy("infinipot", {}), manifest.layout)
+        facts = manifest.policy
+        policies = [(facts, make_policy(facts.name, facts.settings))]
+        backend = TorchBackend(core, policies, manifest.layout)
         eager = Session(manifest, backend, session.text)
         eager.feed(ids)
         return eager.logits()
@@ -189,9 +198,8 @@ def test_a_delegate_that_this_runtime_lacks_is_refused(copy: Path) -> None:
         Session.open(resealed(copy, program=replace(program, delegate="CoreMLBackend")))
 
 
-def test_a_program_without_a_method_is_refused(copy: Path, tmp_path: Path) -> None:
-    other = build(tmp_path / "other", policy="streaming")  # scores by nothing: no observe
-    shutil.copy(other / "model.pte", copy / "model.pte")
+def test_a_program_without_a_method_is_refused(copy: Path, plain: Path) -> None:
+    shutil.copy(plain / "model.pte", copy / "model.pte")
     with pytest.raises(PotexportError, match=r"prefill has|lacks the method observe"):
         Session.open(resealed(copy))
 

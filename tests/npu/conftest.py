@@ -33,6 +33,7 @@ POT: dict[str, Any] = {
     "catalyst_width": 10,
     "sink": 2,
     "recent": 5,
+    "positions": 250,  # some compressions leave all in place, some move it to the front
 }
 # Pooling makes one near tie exchange a window of slots: 13 would be a quarter of these pots.
 SETTINGS: dict[str, dict[str, Any]] = {"infinipot": {"pool": 3}}
@@ -78,7 +79,7 @@ class Case:
         model = loader.load_model(
             loader.resolve(str(self.model)), dtype=torch.float32, attn_implementation="sdpa"
         )
-        return Oracle.of(self.manifest, model, Text.open(str(self.bundle)))
+        return Oracle.of(self.bundle, self.manifest, model, Text.open(str(self.bundle)))
 
     @torch.no_grad()
     def follow(self, leader: Recording) -> Recording:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
-from potexport import bundle, coverage, pipeline
+from potexport import bundle, coverage, folders, pipeline
 from potexport.cli import cli
 from potexport.errors import PotexportError
 from potexport.targets import Soc
@@ -35,7 +35,9 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weight.mul_(LOUD)
     made.save_pretrained(folder / "model")
     tiny.tokenizer().save_pretrained(folder / "model")
-    asked = pipeline.Options(model=str(folder / "model"), precision="fp16", **POT)
+    asked = pipeline.Options(
+        model=str(folder / "model"), precision="fp16", policy="infinipot", **POT
+    )
     pipeline.build(asked, folder / "half")
     return folder / "half"
 
@@ -49,7 +51,7 @@ def _edited(source: Path, folder: Path, edit: Callable[[onnx.GraphProto], None])
     onnx.save(model, copy / "prefill.onnx")
     manifest = bundle.read(source)
     (copy / bundle.MANIFEST).unlink()
-    bundle.seal(copy, manifest)
+    folders.seal(copy, manifest)
     return copy
 
 

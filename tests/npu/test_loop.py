@@ -18,7 +18,9 @@ from tests.npu.conftest import FORCED, READ, Case
 Make = Callable[[str, str], Case]
 FAMILIES = ["llama", "llama-tied", "qwen2", "qwen3"]
 CASES = [(family, "infinipot") for family in FAMILIES]
-CASES += [("llama", "streaming"), ("llama", "keydiff")]
+# What small models get by default, with pools as small as the pot.
+BLEND = "blend:keydiff(pool=3) + 0.5*vnorm(pool=3) + 2*catalyst(pool=3)"
+CASES += [("llama", "streaming"), ("llama", "keydiff"), ("llama", BLEND)]
 COSINE = 0.9995  # smallest of 120 positions
 TOP1, GAP = 0.975, 0.01  # of 120 positions; of the largest logit
 OVERLAP, HEAD = 0.99, 0.98  # of all kept slots; of those of the worst head, 336

@@ -56,7 +56,8 @@ def test_the_emulator_computes_what_the_cpu_does(
     seen = compare(mine, cpu)
     assert seen.compressions >= 2
     assert seen.disagreements == 0
-    assert seen.top1 == 1.0
+    assert seen.top1 >= 0.9  # two of 20 near ties, and no more
+    assert seen.gap <= 0.005  # of the largest logit
     steps = step_of_logits(here) if precision == "a16w8" else np.abs(cpu.logits).max() / 10_000
     apart = np.abs(mine.logits - cpu.logits) / steps
     assert apart.max() <= largest

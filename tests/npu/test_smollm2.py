@@ -36,7 +36,13 @@ def made(cut: Path) -> Path:
     """Built for all chips of a phone at once."""
     chips = tuple(soc.name for soc in SOCS)
     options = pipeline.Options(
-        model=str(cut), target="android-npu", soc=chips, pot=256, chunk=32, keep=128
+        model=str(cut),
+        target="android-npu",
+        soc=chips,
+        policy="infinipot",
+        pot=256,
+        chunk=32,
+        keep=128,
     )
     pipeline.build(options, cut.parent / "bundle")
     return cut.parent / "bundle"
@@ -78,7 +84,7 @@ def test_the_loop_over_five_compressions(made: Path, cut: Path, tmp_path: Path) 
     model = loader.load_model(
         loader.resolve(str(cut)), dtype=torch.float32, attn_implementation="sdpa"
     )
-    oracle = Oracle.of(manifest, model, text)
+    oracle = Oracle.of(made, manifest, model, text)
     followed = record(oracle.session(mine), ids[:READ], forced=ids[READ:], catalyst=catalyst)
     seen = compare(mine, followed)
     print(seen)

@@ -20,6 +20,7 @@ POT: dict[str, Any] = {
     "catalyst_width": 7,
     "sink": 2,
     "recent": 3,
+    "positions": 150,  # enough for some compressions, then all move to the front
 }
 Build = Callable[..., tuple[Path, Path]]
 
@@ -29,16 +30,21 @@ RUNTIMES = ("onnxruntime", "executorch")
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """`builds(family, **options)` -> (bundle, model folder); the same arguments build once."""
+    """`builds(family, **options)` -> (bundle, model folder); the same arguments build once.
+
+    The policy is infinipot unless another is asked for.
+    """
     made: dict[str, tuple[Path, Path]] = {}
 
     def builder(family: str = "llama", **options: Any) -> tuple[Path, Path]:
-        key = repr((family, sorted(options.items())))
+        asked = {"policy": "infinipot", **POT, **options}
+        key = repr((family, sorted(asked.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp("model")
             tiny.save(folder / "model", family)
-            asked = pipeline.Options(model=str(folder / "model"), **{**POT, **options})
-            pipeline.build(asked, folder / "bundle")
+            pipeline.build(
+                pipeline.Options(model=str(folder / "model"), **asked), folder / "bundle"
+            )
             made[key] = (folder / "bundle", folder / "model")
         return made[key]
 

@@ -65,8 +65,9 @@ class Case:
     def against(self, core: PotModel) -> Comparison:
         """The loop past some compressions, and PyTorch in fp32 that keeps the same slots."""
         mine, manifest = self.recorded(), bundle.read(self.folder)
-        policy = make_policy(manifest.policy.name, manifest.policy.settings)
-        oracle = Oracle(manifest, core, policy, Session.open(self.folder).text)
+        facts = manifest.policy
+        policies = ((facts, make_policy(facts.name, facts.settings)),)
+        oracle = Oracle(manifest, core, policies, Session.open(self.folder).text)
         return compare(mine, _record(oracle.session(mine)))
 
 
@@ -183,7 +184,7 @@ def test_a_compression_moves_values_exactly_and_turns_keys_to_half_a_step(
     case: Callable[..., Case],
 ) -> None:
     here = case("llama", "a16w8", "streaming")
-    session, (cos, sin) = Session.open(here.folder), here.core().turn
+    session, turn = Session.open(here.folder), here.core().turn
     pot, chance = session.backend.pot, np.random.default_rng(0)
     for array in (*pot.keys, *pot.values):  # codes that no rotation takes out of the range
         array[:] = chance.integers(MIDDLE - 20000, MIDDLE + 20000, array.shape)
@@ -198,7 +199,7 @@ def test_a_compression_moves_values_exactly_and_turns_keys_to_half_a_step(
             )
             old = torch.from_numpy(keys[layer][0, head][:, chosen].astype(np.float32) - MIDDLE).T
             back = torch.from_numpy(chosen - np.arange(count))
-            wanted = turn_back(old, cos[back], sin[back]).numpy().T
+            wanted = turn_back(old, turn[back]).numpy().T
             turned = pot.keys[layer][0, head, :, :count].astype(np.float32) - MIDDLE
             assert np.abs(turned - wanted).max() <= 0.51
 

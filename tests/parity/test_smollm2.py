@@ -20,6 +20,7 @@ from tests.parity.conftest import RUNTIMES
 from tests.reference import Reference
 from tests.smollm2 import GGUF, ROOT
 
+BLEND = "blend:keydiff(pool=9,rotated=false) + 0.5*vnorm(pool=9) + 2*catalyst(pool=13)"
 QUESTION = "\n\nWhat is said of Mr. Darcy's pride?"
 
 pytestmark = smollm2.needed
@@ -41,7 +42,14 @@ def source(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(source: Path, runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2") / "bundle"
-    asked = pipeline.Options(model=str(source), pot=512, keep=256, runtime=runtime)
+    asked = pipeline.Options(
+        model=str(source),
+        pot=512,
+        keep=256,
+        runtime=runtime,
+        policy=("infinipot", BLEND),
+        positions=1024,
+    )
     pipeline.build(asked, folder)
     return folder
 
@@ -54,7 +62,7 @@ def model(source: Path) -> Any:
 
 @pytest.fixture
 def session(bundle: Path) -> Session:
-    return Session.open(bundle, threads=2)
+    return Session.open(bundle, threads=2, policy=["infinipot", "blend"])
 
 
 def novel(session: Session, count: int) -> np.ndarray[Any, Any]:
@@ -83,9 +91,13 @@ def test_context_that_fits_equals_transformers(session: Session, model: Any) -> 
 
 
 @torch.no_grad()
-def test_past_the_pot_equals_the_independent_reference(session: Session, model: Any) -> None:
-    """10 compressions of 30 layers and 3 heads: the same slots, and the logits after them."""
-    ids = novel(session, 512 + 10 * 256 + 1)
+@pytest.mark.parametrize(("policy", "compressions"), [("infinipot", 10), ("blend", 4)])
+def test_past_the_pot_equals_the_independent_reference(
+    session: Session, model: Any, policy: str, compressions: int
+) -> None:
+    """All layers and heads: the same slots, and the logits after them."""
+    ids = novel(session, 512 + compressions * 256 + 1)
+    session.policy = policy
     session.set_catalyst(QUESTION)
     kept: list[np.ndarray[Any, Any]] = []
     session.on_compress = lambda slots: kept.append(np.stack([each.copy() for each in slots]))
@@ -100,11 +112,15 @@ def test_past_the_pot_equals_the_independent_reference(session: Session, model: 
         keep_max=pot.keep_max,
         sink=pot.sink,
         recent=pot.recent,
-        policy="infinipot",
+        policy=policy,
+        settings=session.manifest.policy_of(policy).settings,
+        positions=pot.positions,
+        widest=pot.widest,
         catalyst=session.catalyst.tolist(),
     )
     wanted = oracle.read(ids.tolist())
-    assert len(kept) == len(oracle.kept) >= 10
+    assert len(kept) == len(oracle.kept) >= compressions
     for number, (one, other) in enumerate(zip(kept, oracle.kept, strict=True)):
-        assert np.array_equal(one, other.numpy()), f"compression {number}"
+        assert np.array_equal(one, torch.stack(other).numpy()), f"compression {number}"
+    assert set(oracle.resets) == {False, True}
     assert np.abs(mine - wanted.numpy()).max() <= tolerances.REAL_PAST

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from potexport import bundle
+from potexport import bundle, folders
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
-from potexport.spec import Layout, ModelFacts, PotGeometry, default_geometry
+from potexport.geometry import ModelFacts, PotGeometry, default_geometry
+from potexport.spec import Layout
 
 FACTS = ModelFacts("llama", 2, 4, 2, 8, 100, 512)
-POT = PotGeometry(64, 8, 32, 48, 8, 2, 4)
+POT = PotGeometry(64, 8, 32, 48, 8, 2, 4, positions=200)
 
 
 def manifest() -> Manifest:
@@ -25,7 +26,7 @@ def manifest() -> Manifest:
     return Manifest(
         model=FACTS,
         pot=POT,
-        policy=PolicyFacts("infinipot", needs, {"alpha": 0.5}),
+        policies=(PolicyFacts("infinipot", "infinipot", needs, {"alpha": 0.5}),),
         precision="fp32",
         target="cpu",
         runtime="onnxruntime",
@@ -42,11 +43,11 @@ def manifest() -> Manifest:
 def folder(tmp_path: Path) -> Path:
     """A bundle whose graphs are not graphs: enough for everything in this file."""
     made = tmp_path / "bundle"
-    with bundle.new_folder(made, force=False) as under_way:
+    with folders.new_folder(made, force=False) as under_way:
         names = ("prefill.onnx", "decode.onnx", "observe.onnx", "compress.onnx")
         for name in (*names, "weights.safetensors", "tokenizer.json"):
             (under_way / name).write_bytes(name.encode())
-        bundle.seal(under_way, manifest())
+        folders.seal(under_way, manifest())
     return made
 
 
@@ -64,7 +65,7 @@ def change(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 99}, "newer than the 1"),
+        ({"format": 99}, "newer than the 2"),
         ({"format": None}, "no format version"),
         ({"pot": {}}, "not a valid manifest"),
         ({"pot": {**POT.__dict__, "keep": 63}}, "--keep 63"),
@@ -104,7 +105,7 @@ def test_a_damaged_file_is_named(folder: Path, content: bytes | None, says: str)
 
 def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(folder: Path) -> None:
     def build() -> None:
-        with bundle.new_folder(folder, force=True) as under_way:
+        with folders.new_folder(folder, force=True) as under_way:
             (under_way / "half").write_text("done")
             raise RuntimeError
 
@@ -116,8 +117,8 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(folder: Path) ->
 
 def test_a_killed_build_leaves_no_bundle_and_the_next_one_sweeps(tmp_path: Path) -> None:
     program = (
-        "import os, sys, pathlib, potexport.bundle as b\n"
-        "with b.new_folder(pathlib.Path(sys.argv[1]), force=False) as folder:\n"
+        "import os, sys, pathlib, potexport.folders as f\n"
+        "with f.new_folder(pathlib.Path(sys.argv[1]), force=False) as folder:\n"
         "    (folder / 'half').write_text('done')\n"
         "    os.kill(os.getpid(), 9)\n"
     )
@@ -126,19 +127,19 @@ def test_a_killed_build_leaves_no_bundle_and_the_next_one_sweeps(tmp_path: Path)
     assert killed.returncode == -9
     assert not (tmp_path / "b").exists()
     assert len(os.listdir(tmp_path)) == 1
-    with bundle.new_folder(tmp_path / "b", force=False):
+    with folders.new_folder(tmp_path / "b", force=False):
         pass
     assert os.listdir(tmp_path) == ["b"]
 
 
 def test_existing_folders_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PotexportError, match="add --force"):
-        bundle.refuse_existing(folder, force=False)
-    bundle.refuse_existing(folder, force=True)
+        folders.refuse_existing(folder, force=False)
+    folders.refuse_existing(folder, force=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine.jpg").write_text("dear")
     with pytest.raises(PotexportError, match="is not a bundle"):
-        bundle.refuse_existing(tmp_path / "photos", force=True)
+        folders.refuse_existing(tmp_path / "photos", force=True)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_existing_folders_are_not_overwritten(folder: Path, tmp_path: Path) -> N
         ({"sink": -1}, "--sink is -1"),
     ],
 )
-def test_geometry_that_cannot_work_is_refused(asked: dict[str, int], says: str) -> None:
+def test_geometry_that_cannot_work_is_refused(asked: dict[str, Any], says: str) -> None:
     with pytest.raises(PotexportError, match=says):
         default_geometry(FACTS, **asked)
 

@@ -32,6 +32,8 @@ def _raised(tree: ast.AST) -> Iterator[ast.expr]:
 
 def _fragment(message: ast.expr) -> str:
     """The longest part of a message that is written out, up to where a value stands in it."""
+    while isinstance(message, ast.BinOp):  # what is added stands elsewhere on the page
+        message = message.left
     parts = message.values if isinstance(message, ast.JoinedStr) else [message]
     literal = [part.value for part in parts if isinstance(part, ast.Constant)]
     return max((_words(str(part)) for part in literal), key=len, default="")

@@ -32,16 +32,16 @@ def test_no_number_of_turns_clips_a_key(seed: int, angles: list[float]) -> None:
     step = Scale.of("step", pair_norm(key)).step
     numbers = torch.from_numpy(np.rint(key[0, 0] / step).T)
     for angle in angles:
-        cos, sin = (torch.full((7, 5), f(angle), dtype=torch.float64) for f in (np.cos, np.sin))
-        numbers = turn_back(numbers, cos, sin).round()
+        by = [torch.full((7, 5), f(angle), dtype=torch.float64) for f in (np.cos, np.sin)]
+        numbers = turn_back(numbers, torch.cat(by, dim=-1)).round()
         assert numbers.abs().max() <= CODES / 2 / HEADROOM + len(angles)
 
 
 def test_the_largest_coordinate_is_no_bound() -> None:
     """What the scale must not come from: a turn by 45 degrees makes it larger by a half."""
     key = torch.ones(1, 2)
-    half = torch.full((1, 1), 0.5**0.5)
-    assert turn_back(key, half, half).abs().max() > 1.4
+    half = torch.full((1, 2), 0.5**0.5)
+    assert turn_back(key, half).abs().max() > 1.4
     assert pair_norm(key.reshape(1, 1, 2, 1).numpy()) >= 1.4
 
 

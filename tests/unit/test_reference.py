@@ -6,6 +6,7 @@ keys and values are put into its cache, and its next logits must be the referenc
 
 import math
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,18 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.reference import (
-    Reference,
-    choose_best,
-    choose_infinipot,
-    choose_streaming,
+from tests.reference import Reference
+from tests.reference_policies import (
+    Choice,
+    blend,
+    choose,
     gap,
-    keydiff_scores,
+    infinipot,
+    keydiff,
+    knorm,
     max_pool,
+    mean_pool,
+    streaming,
 )
 
 LAYERS, HEADS, KV_HEADS, HEAD_SIZE, VOCABULARY = 3, 6, 2, 10, 97
@@ -78,11 +83,14 @@ def reference(model: Any, **changes: Any) -> Reference:
         "sink": 2,
         "recent": 3,
         "policy": "infinipot",
-        "alpha": 0.25,  # of 10: 5 forced, 3 by novelty, 2 by mass
-        "pool": 3,
         "catalyst": CATALYST,
     }
-    return Reference(model, **(settings | changes))
+    own: dict[str, dict[str, Any]] = {
+        "infinipot": {"alpha": 0.25, "pool": 3},  # 5 forced, 3 by novelty, 2 by mass
+        "keydiff": {"rotated": True, "pool": 1},
+    }
+    settings |= changes
+    return Reference(model, **{"settings": own.get(settings["policy"], {}), **settings})
 
 
 @torch.no_grad()
@@ -109,6 +117,10 @@ def turn(keys: Tensor, steps: Tensor) -> Tensor:
     pairs = torch.complex(keys[..., :half].double(), keys[..., half:].double())
     turned = pairs * torch.exp(1j * steps[..., None] * speed)
     return torch.cat((turned.real, turned.imag), dim=-1).float()
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(a.equal(b) for a, b in zip(one, other, strict=True))
 
 
 def close(actual: Tensor, expected: Tensor, atol: float = 5e-5) -> None:
@@ -209,7 +221,7 @@ def test_a_compression_gathers_and_resets(model: Any, policy: str) -> None:
     values = [pot.values(layer) for layer in range(LAYERS)]
     novelty = pot.novelty
     pot.compress(10)
-    (kept,) = pot.kept
+    (kept,) = map(torch.stack, pot.kept)
     assert kept.shape == (LAYERS, KV_HEADS, 10)
     assert (kept.diff(dim=-1) > 0).all()
     assert (kept[..., :2] == torch.tensor([0, 1])).all()
@@ -226,7 +238,7 @@ def test_a_compression_gathers_and_resets(model: Any, policy: str) -> None:
 def test_heads_and_layers_choose_for_themselves(model: Any) -> None:
     pot = reference(model)
     pot.read(PROMPT)
-    assert len({tuple(head) for head in pot.kept[0].flatten(0, 1).tolist()}) > 3
+    assert len({tuple(head) for layer in pot.kept[0] for head in layer.tolist()}) > 3
     assert not pot.novelty[0][0].equal(pot.novelty[1][1])
 
 
@@ -248,7 +260,7 @@ def test_double_precision_agrees(model: Any) -> None:
     a, b = single.read(PROMPT), double.read(PROMPT)
     assert b.dtype == torch.float64
     assert min(margin.min().item() for margin in double.margins) > 1e-5  # so the choices must agree
-    assert all(x.equal(y) for x, y in zip(single.kept, double.kept, strict=True))
+    assert all(same(*pair) for pair in zip(single.kept, double.kept, strict=True))
     close(a.double(), b)
 
 
@@ -264,7 +276,7 @@ def test_the_loop_compresses_when_the_next_tokens_would_not_fit(model: Any) -> N
     assert fills == [*range(1, 21), *range(11, 16)]
     pot = reference(model, policy="streaming")
     pot.read(PROMPT[:21])  # chunks of 7, 7, 6: exactly full; then the last token needs room
-    assert [kept.shape[-1] for kept in pot.kept] == [10]
+    assert [kept[0].shape[-1] for kept in pot.kept] == [10]
     assert pot.fill == 11
 
 
@@ -285,11 +297,11 @@ def test_what_is_still_to_come_decides_how_much_is_kept(
 ) -> None:
     pot = reference(model, policy="streaming")
     pot.read(PROMPT[:length], to_come)
-    assert [kept.shape[-1] for kept in pot.kept] == keeps
+    assert [kept[0].shape[-1] for kept in pot.kept] == keeps
 
 
 def test_bad_settings_are_refused(model: Any) -> None:
-    for changes in ({"keep": 14}, {"keep": 4}, {"keep_max": 9}, {"pool": 4}, {"policy": "best"}):
+    for changes in ({"keep": 14}, {"keep": 4}, {"keep_max": 9}, {"policy": "best"}):
         with pytest.raises(ValueError, match="want"):
             reference(model, **changes)
     pot = reference(model, catalyst=None)
@@ -300,11 +312,32 @@ def test_bad_settings_are_refused(model: Any) -> None:
 # The choice, by hand
 
 
+def seen(n: int, **known: Any) -> Any:
+    """What is known of `n` entries of one head; what no rule asks for is missing."""
+    return SimpleNamespace(**{"fill": n, "keys": torch.zeros(1, n, 2), **known})
+
+
+def by_infinipot(
+    mass: list[float],
+    novelty: list[float],
+    *,
+    keep: int,
+    sink: int,
+    recent: int,
+    alpha: float,
+    pool: int,
+) -> Choice:
+    known = seen(len(mass), mass=torch.tensor([mass]), novelty=torch.tensor([novelty]))
+    tiers = infinipot(known, keep, alpha=alpha, pool=pool)
+    rows = [(tier.scores[0].tolist(), tier.most, tier.pooled) for tier in tiers]
+    return choose(rows, keep=keep, sink=sink, recent=recent)
+
+
 def test_infinipot_by_hand() -> None:
     #        slot:  0    1    2    3    4    5    6    7    8    9
     novelty = [9.0, 1.0, 5.0, 2.0, 5.0, 0.5, 3.0, 0.1, 0.2, 8.0]
     mass = [0.9, 0.1, 0.0, 0.2, 0.1, 0.3, 0.1, 0.6, 0.0, 0.7]
-    choose = partial(choose_infinipot, mass, novelty, sink=1, recent=1, alpha=0.5)
+    choose = partial(by_infinipot, mass, novelty, sink=1, recent=1, alpha=0.5)
     # Forced 0, 9. floor(2.5 + 0.5) = 3 most novel of the rest: 2, 4, 6. 5 in all.
     choice = choose(keep=5, pool=1)
     assert choice.kept == [0, 2, 4, 6, 9]
@@ -321,12 +354,12 @@ def test_infinipot_by_hand() -> None:
 
 
 def test_infinipot_ties_and_edges_by_hand() -> None:
-    choose = partial(choose_infinipot, sink=0, recent=0, pool=1)
+    choose = partial(by_infinipot, sink=0, recent=0, pool=1)
     ties = choose([0.5] * 6, [1.0] * 6, keep=4, alpha=0.5)
     assert ties.kept == [0, 1, 2, 3]
     assert ties.margin == 0.0
     # More novel slots wanted than there is room for beside the forced ones: the most novel first.
-    full = choose_infinipot(
+    full = by_infinipot(
         [0.0] * 6, [0.0, 3.0, 9.0, 4.0, 8.0, 0.0], keep=4, sink=1, recent=1, alpha=1.0, pool=1
     )
     assert full.kept == [0, 2, 4, 5]
@@ -337,9 +370,11 @@ def test_infinipot_ties_and_edges_by_hand() -> None:
 
 
 def test_pooling_and_gaps_by_hand() -> None:
-    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 1) == [1.0, 5.0, 2.0, 0.0, 3.0]
-    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 3) == [5.0, 5.0, 5.0, 3.0, 3.0]
-    assert max_pool([1.0, 5.0, 2.0, 0.0, 3.0], 13) == [5.0] * 5
+    values = torch.tensor([[1.0, 5.0, 2.0, 0.0, 3.0]])
+    assert max_pool(values, 1).equal(values)
+    assert max_pool(values, 3).tolist() == [[5.0, 5.0, 5.0, 3.0, 3.0]]
+    assert max_pool(values, 13).tolist() == [[5.0] * 5]
+    assert mean_pool(values, 3).tolist() == [pytest.approx([3, 8 / 3, 7 / 3, 5 / 3, 1.5])]
     assert gap([4.0, 1.0, 2.0, 8.0], 2) == 0.5
     assert gap([4.0, 1.0], 2) == gap([4.0, 1.0], 0) == math.inf
     assert gap([4.0, 4.0, 3.0, 5.0], 2) == 0.0
@@ -347,17 +382,108 @@ def test_pooling_and_gaps_by_hand() -> None:
     assert gap([0.0, 0.0], 1) == 0.0
 
 
-def test_streaming_and_best_by_hand() -> None:
-    assert choose_streaming(9, keep=5, sink=2, recent=1).kept == [0, 1, 6, 7, 8]
-    best = choose_best([0.0, -1.0, 7.0, 7.0, 7.0, 2.0], keep=4, sink=1, recent=1)
+def test_choosing_by_hand() -> None:
+    (newest,) = streaming(seen(9), 5)
+    row = (newest.scores[0].tolist(), newest.most, False)
+    assert choose([row], keep=5, sink=2, recent=1).kept == [0, 1, 6, 7, 8]
+    best = choose([([0.0, -1.0, 7.0, 7.0, 7.0, 2.0], 4, False)], keep=4, sink=1, recent=1)
     assert best.kept == [0, 2, 3, 5]
     assert best.margin == 0.0
+    # One of the first tier, of the second what is left of the room; an empty tier is skipped.
+    tiers = [
+        ([1.0, 3.0, 2.0, 0.0], 1, False),
+        ([1.0] * 4, 0, False),
+        ([5.0, 0.0, 0.0, 7.0], 9, False),
+    ]
+    assert choose(tiers, keep=2, sink=0, recent=0).kept == [1, 3]
 
 
-def test_keydiff_scores_by_hand() -> None:
+def test_scores_by_hand() -> None:
     keys = torch.tensor([[[2.0, 0.0], [0.0, 5.0], [0.0, 1.0]]])  # mean of unit keys: (1, 2) / 3
     expected = -torch.tensor([[1.0, 2.0, 2.0]]) / math.sqrt(5)
-    close(keydiff_scores(keys), expected, atol=1e-6)
+    (tier,) = keydiff(seen(3, keys=keys), 2, pool=1, rotated=False)
+    close(tier.scores, expected, atol=6e-4)  # to 1/1024
+    (tier,) = keydiff(seen(3, turned=keys), 2, pool=1, rotated=True)
+    close(tier.scores, expected, atol=6e-4)  # to 1/1024
+    (tier,) = knorm(seen(3, keys=keys), 2)
+    assert tier.scores.tolist() == [[-2.0, -5.0, -1.0]]
+    # Of two terms of opposite order the heavier one decides; one that is constant counts nothing.
+    known = seen(3, keys=keys, novelty=torch.tensor([[1.0, 5.0, 2.0]]), sink=0, recent=0)
+    known.mass = torch.zeros(1, 3)
+    (tier,) = blend(known, 2, mix="knorm + 3*sirllm + 9*catalyst(pool=1)")
+    # knorm: mean -8/3, deviation sqrt(26)/3; novelty: mean 8/3, the same deviation.
+    wanted = [(2 - 3 * 5) / 26**0.5, (-7 + 3 * 7) / 26**0.5, (5 - 3 * 2) / 26**0.5]
+    assert tier.scores.tolist() == [pytest.approx(wanted)]
+
+
+def test_queries_that_do_not_vary_are_attended_as_they_are(model: Any) -> None:
+    """With a covariance of 0 and one position ahead, expected attention is attention."""
+    pot = reference(model, policy="expected-attention", settings={"future": 1}, slots=120)
+    pot.read(PROMPT)
+    mean = torch.randn(LAYERS, HEADS, HEAD_SIZE)
+    pot.statistics = (mean, torch.zeros(LAYERS, HEADS, HEAD_SIZE, HEAD_SIZE))
+    turned = turn(mean[1], torch.full((HEADS, 1), pot.position)[:, 0])
+    weights = [
+        (pot.keys(1)[head // 3] @ turned[head] / HEAD_SIZE**0.5).softmax(dim=0)
+        for head in range(HEADS)
+    ]
+    share = torch.stack(weights).reshape(KV_HEADS, 3, -1).mean(dim=1)
+    scores = share * pot.values(1).norm(dim=-1)
+    forced = {0, 1, 40, 41, 42}
+    for head in range(KV_HEADS):
+        best = [s for s in scores[head].argsort(descending=True).tolist() if s not in forced]
+        kept = sorted(forced | set(best[:5]))
+        assert [c.kept for c in pot._choose(1, torch.zeros(1), 10)][head] == kept
+
+
+# Positions
+
+
+def test_positions_begin_anew_only_where_they_run_out(model: Any) -> None:
+    """Of 60 positions, chunks and catalyst of 7: the first compressions leave all in place."""
+    pot = reference(model, policy="keydiff", positions=60, widest=7)
+    plain = reference(model, policy="keydiff")
+    pot.read(PROMPT + PROMPT)
+    plain.read(PROMPT + PROMPT)
+    assert plain.resets == [True] * len(plain.resets)
+    assert pot.resets[:3] == [False] * 3
+    assert True in pot.resets
+    assert pot.position > plain.position == plain.fill
+
+
+def test_kept_entries_stay_where_they_were(model: Any) -> None:
+    pot = reference(model, policy="keydiff", positions=1000)
+    pot.read(PROMPT[:17])
+    before = pot.keys(1)
+    pot.compress(10)
+    rows = pot.kept[0][1][..., None].expand(-1, -1, HEAD_SIZE)
+    assert pot.keys(1).equal(before.gather(1, rows))
+    assert pot.position == 17
+
+
+def test_layers_of_different_sizes_keep_their_share(model: Any) -> None:
+    pot = reference(model, layer_slots=(23, 20, 17), policy="streaming")
+    pot.read(PROMPT)
+    # At first the smallest is full while the largest still has room.
+    assert [[each.shape[-1] for each in kept] for kept in pot.kept[:2]] == [[13, 10, 7]] * 2
+    assert pot.fills == [21, 18, 15]
+    few = reference(model, layer_slots=(28, 20, 12), keep=13, policy="streaming")
+    few.read(PROMPT[:13])
+    assert [each.shape[-1] for each in few.kept[0]] == [12, 12, 5]
+
+
+def test_attention_received_is_the_plain_models(model: Any) -> None:
+    pot = reference(model, slots=120)
+    pot.read(PROMPT)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(torch.tensor([PROMPT]), output_attentions=True)
+    model.set_attn_implementation("sdpa")
+    for layer, attention in enumerate(output.attentions):
+        whole = attention[0].reshape(KV_HEADS, 3, len(PROMPT), len(PROMPT)).mean(dim=1)
+        close(pot._pot[layer].received, whole.sum(dim=1))
+        rows = torch.stack([row[..., -1].mean(dim=1) for row in pot._rows[layer][-1:]])
+        close(rows[0], whole[:, -1, -1])
 
 
 # The broken variants
@@ -373,12 +499,12 @@ def test_a_broken_variant_gives_other_logits(model: Any, fault: str) -> None:
 
 
 def test_novelty_left_behind_chooses_otherwise(model: Any) -> None:
-    right = reference(model, alpha=0.5)
-    wrong = reference(model, alpha=0.5, novelty_left_behind=True)
+    right = reference(model, policy="sirllm")
+    wrong = reference(model, policy="sirllm", novelty_left_behind=True)
     right.read(PROMPT)
     wrong.read(PROMPT)
-    assert right.kept[0].equal(wrong.kept[0])
-    assert not right.kept[1].equal(wrong.kept[1])
+    assert same(right.kept[0], wrong.kept[0])
+    assert not same(right.kept[1], wrong.kept[1])
 
 
 def test_without_reset_old_entries_stay_where_they_were(model: Any) -> None:
@@ -387,3 +513,13 @@ def test_without_reset_old_entries_stay_where_they_were(model: Any) -> None:
     before = pot.keys(1)
     pot.compress(10)
     assert pot.keys(1).equal(before.gather(1, pot.kept[0][1][..., None].expand(-1, -1, HEAD_SIZE)))
+    assert pot.position == 10
+
+
+def test_positions_left_behind_give_other_logits(model: Any) -> None:
+    """But only where nothing moves to the front."""
+    for positions, apart in ((None, False), (1000, True)):
+        right = reference(model, positions=positions)
+        wrong = reference(model, positions=positions, positions_left_behind=True)
+        difference = right.read(PROMPT) - wrong.read(PROMPT)
+        assert (float(difference.abs().max()) > 0.1) is apart

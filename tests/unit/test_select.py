@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ scores = st.lists(
 )
 
 
-def candidates(fill: int, keep: int, sink: int, recent: int, **known: torch.Tensor) -> Candidates:
+def candidates(fill: int, keep: int, sink: int, recent: int, **known: Any) -> Candidates:
     count = torch.tensor([fill], dtype=torch.int32)
     slot, forced, free_to_go = masks(SLOTS, count, sink=sink, recent=recent)
     kept = torch.tensor([keep], dtype=torch.int32)

@@ -1,0 +1,86 @@
+"""How many slots a compression keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from potexport.bundle import PolicyFacts
+from potexport.errors import PotexportError
+from potexport.geometry import PotGeometry
+from potexport.runtime.backend import Array
+from potexport.runtime.pot import Pot
+
+SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The least and the most that can be kept, on average over the layers."""
+
+    least: int
+    most: int
+
+    def check(self, keep: int) -> None:
+        if not self.least <= keep <= self.most:
+            raise PotexportError(
+                f"keep is {keep}; it must lie between sinks + recent ({self.least}) and {self.most}"
+            )
+
+    def nearest(self, keep: int) -> int:
+        return max(self.least, min(self.most, keep))
+
+
+def allowed(geometry: PotGeometry, fill: int) -> Allowed:
+    """With so many slots filled. A layer that keeps fewer than the average must still hold sinks
+    and recent ones."""
+    least = geometry.sink + geometry.recent - geometry.smallest
+    return Allowed(least, min(geometry.keep_max, fill - geometry.smallest))
+
+
+def by_mass(pot: Pot, policy: PolicyFacts, geometry: PotGeometry, share: float) -> int:
+    """The fewest slots that hold this share of the attention that the policy goes by."""
+    check_share(share)
+    scores = pot.scores[attention(policy)]
+    filled = [each[:, : pot.filled(layer)] for layer, each in enumerate(scores)]
+    return holding(filled, geometry, share)
+
+
+def attention(policy: PolicyFacts) -> str:
+    """Which of the pot's scores that is; PotexportError for a policy that looks at none."""
+    for name in ("mass", "window", "received"):
+        if name in policy.needs:
+            return name
+    raise PotexportError(
+        f"keep is auto, and the policy {policy.label} looks at no attention; give a number, or "
+        "use a policy that does: potexport policies"
+    )
+
+
+def check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise PotexportError(f"keep_mass is {share}; it must lie between 0 and 1")
+
+
+def holding(scores: list[Array], geometry: PotGeometry, share: float) -> int:
+    """The smallest keep with which the slots that stay in any case and the best of the others hold
+    this share of all scores, over all heads.
+
+    scores: L x (Hkv, fill of the layer) float32 >= 0.
+    """
+    total, held = 0.0, np.zeros(geometry.slots + 1)
+    forced = geometry.sink + geometry.recent
+    for layer, each in enumerate(scores):
+        exact = each.astype(np.float64)
+        free = exact[:, geometry.sink : each.shape[1] - geometry.recent]
+        others = (-np.sort(-free, axis=-1)).sum(axis=0).cumsum()
+        stays = exact.sum() - free.sum()
+        sums = np.concatenate([np.zeros(forced), [stays], stays + others])
+        # What this layer holds if the average layer keeps 0, 1, 2, … slots.
+        at = np.clip(np.arange(geometry.slots + 1) + geometry.more(layer), 0, sums.size - 1)
+        held += sums[at]
+        total += sums[-1]
+    if total <= 0:
+        return geometry.keep
+    return int(np.searchsorted(held, share * total * (1 - 1e-9)))

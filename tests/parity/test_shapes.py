@@ -1,0 +1,65 @@
+"""Layers with pots of different sizes (`--pot-shape`): the eager loop, and the rules."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from potexport import bundle
+from tests.parity.conftest import RUNTIMES
+from tests.parity.held import SPECS, Held, begin
+from tests.parity.test_loop import same, tokens
+
+SHAPED = ("keydiff", "infinipot", "snapkv", "h2o")
+SHAPES = {"onnxruntime": (59, 48, 37), "executorch": (41, 60, 43)}  # a pyramid; a file
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def shaped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Held:
+    """Three layers with pots of different sizes; of ExecuTorch's slow builds a smaller one."""
+    runtime, asked = str(request.param), "pyramid"
+    folder = tmp_path_factory.mktemp("shaped")
+    if runtime == "executorch":
+        (folder / "shape.json").write_text(json.dumps(SHAPES[runtime]))
+        asked = str(folder / "shape.json")
+    specs = [SPECS.get(name, name) for name in SHAPED[: 2 if runtime == "executorch" else None]]
+    made = Held.build(folder, specs, runtime=runtime, pot_shape=asked, layers=3)
+    assert bundle.read(made.folder).pot.layer_slots == SHAPES[runtime]
+    return made
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_layers_of_different_sizes(shaped: Held, name: str) -> None:
+    """Against the eager loop, and the rule."""
+    if name not in shaped.session.policies:
+        pytest.skip("in the other bundle")
+    kept = begin(shaped.session, name)
+    shaped.session.feed(tokens())
+    eager = shaped.oracle().session(policy=name)
+    wanted = begin(eager, name)
+    eager.feed(tokens())
+    slots = shaped.session.manifest.pot.layer_slots
+    oracle = shaped.reference(name, layer_slots=slots)
+    logits = oracle.read(tokens().tolist())
+    same(shaped.session, kept, oracle, logits)
+    same(eager, wanted, oracle, logits)
+    assert [each.shape[1] for each in kept[-1]] == [23 + size - 48 for size in slots]
+    assert set(oracle.resets) == {False, True}
+
+
+@pytest.mark.parametrize("shaped", RUNTIMES[:1], indirect=True)  # no runtime takes part
+@pytest.mark.parametrize("slots", SHAPES.values())
+@pytest.mark.parametrize("name", SHAPED)
+def test_layers_of_different_sizes_with_as_few_positions_as_there_can_be(
+    shaped: Held, name: str, slots: tuple[int, ...]
+) -> None:
+    """Behind a reset the next token stands after the fullest layer."""
+    pot = shaped.session.manifest.pot
+    least = max(slots) + pot.widest
+    session = shaped.oracle(layer_slots=slots, positions=least).session(policy=name)
+    kept = begin(session, name)
+    session.feed(tokens())
+    oracle = shaped.reference(name, layer_slots=slots, positions=least)
+    same(session, kept, oracle, oracle.read(tokens().tolist()))
+    assert all(oracle.resets[1:])
