@@ -8,10 +8,14 @@ from torch.nn.functional import max_pool1d, pad
 
 from potexport.errors import PotexportError
 
+WIDEST = 129  # slots; means are sums of so many shifted scores
+
 
 def check_pool(pool: int) -> None:
     if pool < 1 or pool % 2 == 0:
         raise PotexportError(f"--pool is {pool}; it must be odd, 1 for no pooling")
+    if pool > WIDEST:
+        raise PotexportError(f"--pool is {pool}; it may be at most {WIDEST}")
 
 
 def max_pool(scores: Tensor, pool: int) -> Tensor:

@@ -153,6 +153,12 @@ class Manifest:
         """The one that is used unless another is asked for."""
         return self.policies[0]
 
+    def catalyst_of(self, policy: PolicyFacts) -> str:
+        """What scores the pot for a policy where nothing else was said. One that can do without
+        goes without, where the text is there for the sake of another."""
+        shared = not all(each.can_be_blind for each in self.policies)
+        return "" if policy.can_be_blind and shared else self.catalyst
+
     def policy_of(self, label: str) -> PolicyFacts:
         """The one of this label; PotexportError lists them all if there is none."""
         for policy in self.policies:

@@ -62,7 +62,7 @@ from potexport.spec import PRECISIONS
               help="ONNX operator set, 18 to 23. Default: 23.")  # fmt: skip
 @click.option("--catalyst", metavar="TEXT", help="Instruction that scores the pot where there is "
               "no question. Default: to summarize what matters, for policies that "
-              "need one.")  # fmt: skip
+              "need one; the others do without.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the bundle, once the new one is complete.")
 @trust
 @click.option("--dry-run", is_flag=True,

@@ -31,6 +31,9 @@ TABLE = (
     ),
 )
 
+# Where an NPU's compiler makes the graphs: what all thirty layers were proven with on its emulator.
+COMPILED = "infinipot"
+
 
 def policy(config: PreTrainedConfig, *, trust_remote_code: bool) -> str:
     """For a model that was not said what to keep."""

@@ -50,8 +50,10 @@ TOLERANCES = {
     "a16w8": Tolerance(0.1, 3.0, 3.0, 0.05),
     "w4": Tolerance(0.5, 20.0, 20.0, 0.25),
     # Pots, for fp32 weights: past the pot, the oracle has the same codes.
-    "int8": Tolerance(0.1, 1.0, 0.5, 0.02),
-    "int4": Tolerance(0.5, 10.0, 5.0, 0.1),
+    # Pots of fp32 weights; past the pot the oracle has the same codes. Measured over 3 and 6
+    # compressions: int8 0 of 16, 0.064, 0.004, 0; int4 1 of 32, 2.0, 0.3, 0.
+    "int8": Tolerance(0.1, 0.5, 0.1, 0.01),
+    "int4": Tolerance(0.25, 6.0, 2.0, 0.02),
 }
 
 

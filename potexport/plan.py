@@ -132,7 +132,7 @@ def plan(options: Options) -> Plan:
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
     facts = model_facts(config)
-    policies = _policies(options, config)
+    policies = _policies(options, config, compiled=bool(target.compiler))
     if target.compiler and len(policies) > 1:
         raise PotexportError(
             f"target {target.name} takes one --policy a bundle; {len(policies)} were given"
@@ -227,12 +227,18 @@ def compiler(target: targets.Target) -> Any:
     return importlib.import_module(f"potexport.{target.compiler}")
 
 
-def _policies(options: Options, config: PreTrainedConfig) -> tuple[tuple[PolicyFacts, Policy], ...]:
+def _policies(
+    options: Options, config: PreTrainedConfig, *, compiled: bool
+) -> tuple[tuple[PolicyFacts, Policy], ...]:
     """What the bundle holds, the default first."""
     from potexport import defaults
     from potexport.graphs.policies._find import make_policy, parse_policy
 
-    asked = options.policy or defaults.policy(config, trust_remote_code=options.trust_remote_code)
+    if compiled:
+        otherwise = defaults.COMPILED
+    else:
+        otherwise = defaults.policy(config, trust_remote_code=options.trust_remote_code)
+    asked = options.policy or otherwise
     made: list[tuple[PolicyFacts, Policy]] = []
     labels: set[str] = set()
     for number, text in enumerate([asked] if isinstance(asked, str) else asked):

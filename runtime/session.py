@@ -56,8 +56,8 @@ class Session:
         self._to_come: int | None = None
         self._tail = np.empty(0, np.int32)  # the last tokens read, the same in every head
         self._stats = Stats()
-        self._catalyst = np.empty(0, np.int32)
-        self.set_catalyst(manifest.catalyst)
+        self._asked = False  # whether somebody set the catalyst
+        self._catalyst = self._fitting(self._ids(manifest.catalyst_of(backend.policy)))
 
     @classmethod
     def open(
@@ -118,9 +118,11 @@ class Session:
                 f"the session has not opened the policy {label!r}; it has "
                 f"{', '.join(self._opened)}: name it to Session.open"
             )
-        self.backend.policy = self._opened[label]
-        if "mass" in self.backend.policy.needs and not self._catalyst.size:
-            self.set_catalyst(self.manifest.catalyst)
+        policy = self._opened[label]
+        own = self.manifest.catalyst_of(policy)
+        if not self._asked or not (self._catalyst.size or policy.can_be_blind):
+            self._catalyst = self._fitting(self._ids(own))
+        self.backend.policy = policy
 
     @property
     def stats(self) -> Stats:
@@ -145,9 +147,12 @@ class Session:
                 "the catalyst is empty; give the question, or a general instruction, to score the "
                 "pot by"
             )
-        cut = max(0, ids.size - self.manifest.pot.catalyst_width)
-        self._catalyst = ids[cut:]
-        return cut if needed else 0
+        self._asked = True
+        self._catalyst = self._fitting(ids)
+        return ids.size - self._catalyst.size if needed else 0
+
+    def _fitting(self, ids: Ids) -> Ids:
+        return ids[max(0, ids.size - self.manifest.pot.catalyst_width) :]
 
     def feed(
         self,

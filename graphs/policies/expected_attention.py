@@ -67,6 +67,7 @@ class ExpectedAttention(Policy):
         first_cos, first_sin = cos.index_select(0, here)[0], sin.index_select(0, here)[0]
         c = first_cos * mean_cos - first_sin * mean_sin
         s = first_sin * mean_cos + first_cos * mean_sin
-        upper = torch.cat([torch.diag(c), torch.diag(-s)], dim=1)
-        lower = torch.cat([torch.diag(s), torch.diag(c)], dim=1)
+        one = torch.eye(c.shape[0])  # and not diag, which the exporter knows in parts only
+        upper = torch.cat([c * one, -s * one], dim=1)
+        lower = torch.cat([s * one, c * one], dim=1)
         return torch.cat([upper, lower])

@@ -21,7 +21,7 @@ class SnapKV(Policy):
 
     Source: arXiv 2404.14469, section 4. Differs: the window is read once more over the pot, in
     place of keeping its attention from the first time; pooled behind the mean over the group, which
-    is the same.
+    is the same; at the first slots the mean is over as many neighbours as there are.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"window"})

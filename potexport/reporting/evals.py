@@ -51,11 +51,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy on one length, or on one data set. same: it cannot depend on the question."""
+    """One policy on one length, or on one data set. same: it cannot depend on the question. scored:
+    a text scored the pot, the question or an instruction."""
 
     policy: str
     question: str
     same: bool
+    scored: bool
     column: int | str
     figures: dict[str, Estimate]
     held: float | None
@@ -173,7 +175,9 @@ def _measured(file: str, document: dict[str, Any]) -> Measured:
         protocol={str(name): str(said) for name, said in document["protocol"].items()},
         notes=tuple(map(str, document["notes"])),
         tasks=tuple(
-            _task(name, document["tasks"][name]) for name in FIGURES if name in document["tasks"]
+            _task(name, document["tasks"][name], _blind(document["policies"]))
+            for name in FIGURES
+            if name in document["tasks"]
         ),
         costs={
             str(label): (
@@ -191,13 +195,18 @@ def _catalysts(policies: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _task(name: str, task: Mapping[str, Any]) -> Task:
-    rows = tuple(_row(row, FIGURES[name]) for row in task["rows"])
+def _blind(policies: list[dict[str, Any]]) -> frozenset[str]:
+    """Of those the labels whose pot nothing scored where the question was unknown."""
+    return frozenset(str(each["label"]) for each in policies if not each["catalyst"])
+
+
+def _task(name: str, task: Mapping[str, Any], blind: frozenset[str]) -> Task:
+    rows = tuple(_row(row, FIGURES[name], blind) for row in task["rows"])
     counts = {key: int(task[key]) for key in ("documents", "questions") if key in task}
     return Task(name, rows, str(task.get("unit", "digit")), counts)
 
 
-def _row(row: Mapping[str, Any], figures: tuple[str, ...]) -> Row:
+def _row(row: Mapping[str, Any], figures: tuple[str, ...], blind: frozenset[str]) -> Row:
     if row["question"] not in QUESTIONS:
         raise ValueError(f"question is {row['question']!r}")
     held = row.get("held")
@@ -205,6 +214,8 @@ def _row(row: Mapping[str, Any], figures: tuple[str, ...]) -> Row:
         policy=str(row["policy"]),
         question=row["question"],
         same=bool(row["same_either_way"]),
+        scored=not row["same_either_way"]
+        and (row["question"] == "known" or row["policy"] not in blind),
         column=int(row["length"]) if "length" in row else str(row["dataset"]),
         figures={name: _estimate(row[name]) for name in figures},
         held=None if held is None else float(held),

@@ -172,8 +172,8 @@ def _line(
 ) -> Line:
     mine = {row.column: row for row in rows if row.policy == label}
     cells = [_cell(mine.get(column), figures, ends) for column in columns]
-    depends = mine and not all(row.same for row in mine.values())
-    asks = ASKS[rows[0].question] if depends else ""
+    scored = any(row.scored for row in mine.values())
+    asks = ASKS[rows[0].question] if scored else ""
     return Line(said(label), asks, cells)
 
 

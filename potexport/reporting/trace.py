@@ -163,7 +163,8 @@ def _follow(
 
     session.reset()
     known = asked.question if asked.known else None
-    cut = session.set_catalyst(session.manifest.catalyst if known is None else known)
+    own = session.manifest.catalyst_of(session.backend.policy)
+    cut = session.set_catalyst(own if known is None else known)
     session.on_compress = compressed
     try:
         reading.read(session, document, around, answer=asked.answer, on_progress=progressed)
