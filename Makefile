@@ -78,7 +78,7 @@ $(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
 	@touch $@
 
 $(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
-	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --force
+	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --policy infinipot --force
 
 $(NPU_BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(NPU_BUNDLE) --target android-npu --soc sm8650 --force
