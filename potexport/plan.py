@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,16 +278,16 @@ def _geometry(
     if asked["catalyst_width"] is None and window > CATALYST_WIDTH:
         asked["catalyst_width"] = window
     looks_back = getattr(config, "sliding_window", None)  # absent where layers have none
-    geometry = default_geometry(facts, slots=slots, chunk=chunk, looks_back=looks_back, **asked)
+    decide = partial(
+        default_geometry, facts, slots=slots, chunk=chunk, looks_back=looks_back, **asked
+    )
+    geometry = decide()
     if window > geometry.catalyst_width:
         raise PotexportError(
             f"a policy looks at the last {window} tokens, more than --catalyst-width "
             f"{geometry.catalyst_width}; give a larger one"
         )
-    shape = pots.shape(options.pot_shape, geometry, facts.layers)
-    shaped = replace(geometry, layer_slots=shape)
-    shaped.check()
-    return shaped
+    return decide(layer_slots=pots.shape(options.pot_shape, geometry, facts.layers))
 
 
 def require_export_packages() -> None:

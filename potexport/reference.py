@@ -79,7 +79,8 @@ class TorchBackend:
 
     @torch.no_grad()
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
-        squeeze, counts = self._squeeze[self.policy.label], self.kept_counts(keep)
+        squeeze = self._squeeze[self.policy.label]
+        counts = kept_counts(self.pot, self.layout.pot, keep)
         self.pot.ready()
         stored = None
         keys: Sequence[Tensor] = self._keys
@@ -117,9 +118,6 @@ class TorchBackend:
         )
         sizes = np.broadcast_to(counts, len(own))
         return [slots[:, :count].numpy() for slots, count in zip(own, sizes, strict=True)]
-
-    def kept_counts(self, keep: int) -> Array:
-        return kept_counts(self.pot, self.layout.pot, keep)
 
     def decide(self, own: list[Tensor], counts: Array) -> list[Tensor]:
         """The slots to keep, L x (Hkv, K) int32, of which `counts` count: the policy's own
