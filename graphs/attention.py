@@ -8,6 +8,7 @@ rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +18,14 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from potexport.errors import PotexportError
+from potexport.geometry import PotGeometry
 from potexport.graphs.codes import Codes
+from potexport.graphs.turns import Order, in_order
 
 NAME = "potexport"
 
 # Arguments by which transformers' layers ask for attention that this function does not compute.
-UNSUPPORTED = ("softcap", "s_aux", "alibi", "position_bias")
+UNSUPPORTED = ("s_aux", "alibi", "position_bias")
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Pass:
     keys: L tensors (Hkv, D, M), rotated at their slots' positions; values: L tensors (Hkv, M, D).
     masks: L tensors (g*T, M + T), added to the scores: 0 where visible, very negative where not; g
         query heads share a key/value head.
-    positions: how far any query of any pass can look back.
+    orders: of each layer, the elements of queries and keys as the pot has them.
     codes: of a coded pot, of which `keys` and `values` are only F columns; M are both together.
     row_weights: (Hkv, 1, g*T) float32, of each row in the mass, or None where none is wanted.
     """
@@ -40,7 +43,8 @@ class Pass:
     keys: list[Tensor]
     values: list[Tensor]
     masks: list[Tensor]
-    positions: int
+    orders: Sequence[Order]
+    geometry: PotGeometry
     codes: Codes | None = None
     row_weights: Tensor | None = None
     new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
@@ -58,10 +62,12 @@ def mask(
     group: int,
     dtype: torch.dtype,
     order: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """(g*T, M + T): slots below `past_seq_len` (1,) are visible to all, tokens of the pass to those
     after them. order: (M + T,) int32, the slot in each column, if not its index; that of a new
-    token is beyond any."""
+    token is beyond any. window: how many tokens a query sees, itself included, where slots hold the
+    last ones in their order; 0 for all."""
     # A score added to it cannot overflow; infinities are wrong on some NPUs.
     hidden = torch.finfo(dtype).min / 4
     # No concatenation: the HTP lost a constant that was joined to a computed mask, and then only
@@ -72,6 +78,11 @@ def mask(
     # A slot's column is its index, and no new token's column is below past_seq_len.
     slot = column if order is None else order
     visible = torch.logical_or(slot < past_seq_len, new[None, :] <= row[:, None])
+    if window:
+        token = torch.where(
+            column < slots, column - past_seq_len, new
+        )  # of the pass; before it < 0
+        visible = torch.logical_and(visible, row[:, None] - token[None, :] < window)
     return torch.where(visible, 0.0, hidden).to(dtype)
 
 
@@ -92,6 +103,7 @@ def pot_attention(
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """The attention of one layer, as transformers calls it.
@@ -99,15 +111,17 @@ def pot_attention(
     Args:
         query: (1, Hq, T, D), rotated. key, value: (1, Hkv, T, D), the key rotated.
         pot: this pass; the new rows, and the mass if wanted, are left in it.
-        sliding_window: accepted where no query can see further back anyway.
+        sliding_window: how many tokens a query sees; refused if the pot was not made for it.
+        softcap: the bound that scores approach (arXiv 2408.00118, section 2).
 
     Returns: (1, T, Hq, D) and None for the attention weights.
     Source: arXiv 2410.01518, section 3 (mass, "catalyst prompt"): u_t = sum over catalyst queries
     of Attn(x_i -> x_t).
     Differs: averaged over the query heads of a group, which the paper leaves open.
     """
-    refuse(module, extra, sliding_window, pot.positions)
     layer: int = module.layer_idx  # type: ignore[assignment]
+    refuse(module, extra, sliding_window, layer, pot.geometry)
+    query, key = (in_order(each, pot.orders[layer]) for each in (query, key))
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
     if past_key.dtype != query.dtype:  # a pot in fewer bytes
@@ -123,6 +137,8 @@ def pot_attention(
     coded = [codes.scores(layer, rows)] if codes else []
     parts = [rows @ past_key, *coded, rows @ new_key]
     scores = torch.cat(parts, dim=-1)  # (Hkv, g*T, M+T)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     slots = scores.shape[-1] - width
     weights = torch.softmax(scores + pot.masks[layer], dim=-1, dtype=torch.float32)
     if pot.row_weights is not None:
@@ -138,19 +154,25 @@ def pot_attention(
 
 
 def refuse(
-    module: nn.Module, extra: dict[str, Any], sliding_window: int | None, positions: int
+    module: nn.Module,
+    extra: dict[str, Any],
+    sliding_window: int | None,
+    layer: int,
+    pot: PotGeometry,
 ) -> None:
     """Raise PotexportError for attention that would come out wrong without a word."""
+    kind = type(module).__name__
     asked = [name for name in UNSUPPORTED if extra.get(name) is not None]
     if asked:
         raise PotexportError(
-            f"{type(module).__name__} asks for {', '.join(asked)}, which the pot's attention does "
-            "not compute yet"
+            f"{kind} asks for {', '.join(asked)}, which the pot's attention does not compute yet"
         )
-    if sliding_window is not None and sliding_window < positions:
+    window = sliding_window if sliding_window and sliding_window < pot.positions else 0
+    if window != pot.window_of(layer):
         raise PotexportError(
-            f"{type(module).__name__} looks back {sliding_window} tokens, fewer than the "
-            f"{positions} of a pot and its widest pass; give a --pot smaller by the difference"
+            f"{kind} of layer {layer} looks back {sliding_window or 'at all'} tokens, and the "
+            f"model's config says {pot.window_of(layer) or 'all'}; save the config that the model "
+            "was trained with"
         )
 
 

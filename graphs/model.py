@@ -2,11 +2,16 @@
 
 One module serves prefill, decode and observe; they differ in the width of `input_ids` and in which
 outputs are kept (`lower_onnx` prunes the rest), so that the model is traced once.
+
+Nothing here knows a family by name. What one needs beyond this path is in a file of `adapters`;
+how keys turn is measured (`turns`); and `PotModel` compares itself with the model it was made from
+before anything is exported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +19,13 @@ from transformers import PreTrainedModel
 
 from potexport.errors import PotexportError
 from potexport.geometry import ModelFacts, PotGeometry
-from potexport.graphs import attention
+from potexport.graphs import adapters, attention, experts, rope, turns
 from potexport.graphs.codes import Codes
-from potexport.graphs.rope import TableRotary, rotary_of, turn_back, turn_table
+from potexport.graphs.turns import Turns
+
+TOKENS = 24  # of the comparison with the model's own code
+NEAR = {torch.float32: 1e-3, torch.float16: 0.05}  # of the largest logit
+SAME = {torch.float32: 1e-3, torch.float16: 0.02}  # of a key's norm, once it is turned back
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,8 @@ class Outputs:
     """What one pass gives. Rows are in token order.
 
     keys: L tensors (1, Hkv, D, T); values: L tensors (1, Hkv, T, D); logits: (1, T, V) float32;
-    mass: L tensors (Hkv, M) float32, and new_mass: L tensors (Hkv, T) float32, what slots and
-        tokens receive of the attention; empty without query weights.
+    mass: of each layer that is compressed (Hkv, M) float32, and new_mass: (Hkv, T) float32, what
+        slots and tokens receive of the attention; empty without query weights.
     queries: L tensors (1, Hq, T, D), rotated; empty unless asked for.
     """
 
@@ -40,22 +49,31 @@ class Outputs:
 class PotModel(nn.Module):
     """A transformers causal language model whose attention reads a pot.
 
-    Takes over `model`: its attention implementation and its rotary module are replaced.
+    Takes over `model`: its attention implementation, its rotary modules and its experts are
+    replaced.
     """
 
-    def __init__(self, model: PreTrainedModel, geometry: PotGeometry) -> None:
+    def __init__(self, model: PreTrainedModel, facts: ModelFacts, geometry: PotGeometry) -> None:
+        """Raises PotexportError for a model that would not compute the same over a pot."""
         super().__init__()
+        wanted = _own_logits(model)
+        tables = rope.by_tables(model, geometry.positions, model.dtype)
+        adapters.adapt(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
+        experts.use(model)
         self.model = model
-        self.geometry = geometry
-        self.query_heads: int = model.config.num_attention_heads
-        rotary = rotary_of(model.base_model)
-        name = next(name for name, child in model.base_model.named_children() if child is rotary)
-        if isinstance(rotary, TableRotary):
-            raise TypeError("this model was wrapped before; load it anew")
-        self.turn = nn.Buffer(turn_table(rotary, geometry.positions))  # see `turn_table`
-        setattr(model.base_model, name, TableRotary(rotary, geometry.positions, model.dtype))
+        self.facts, self.geometry = facts, geometry
+        self._orders: list[turns.Order] = [()] * facts.layers  # as they are, until they are known
+        self.turns = self._measure(tables)
+        self._orders = self.turns.orders
+        self._compare(wanted)
+
+    @property
+    def turn(self) -> Tensor:
+        """The table of all layers, of a coded pot (`codes`)."""
+        table = self.turns.of(0)
+        return torch.empty(0) if table is None else table
 
     def run(
         self,
@@ -77,8 +95,8 @@ class PotModel(nn.Module):
         """
         width = input_ids.shape[1]
         position_ids = (position + torch.arange(width, dtype=torch.int32))[None]
-        kv_heads = keys[0].shape[1]
-        group = self.query_heads // kv_heads
+        kv_heads = self.facts.kv_heads
+        group = self.facts.query_heads // kv_heads
         row_weights = (
             None
             if query_weights is None
@@ -88,8 +106,9 @@ class PotModel(nn.Module):
             # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
             [key.reshape(key.shape[1:]) for key in keys],
             [value.reshape(value.shape[1:]) for value in values],
-            self._masks(past_seq_len, width, group, len(keys), codes),
-            self.geometry.positions,
+            self._masks(past_seq_len, width, group, codes),
+            self._orders,
+            self.geometry,
             codes,
             row_weights,
             queries={} if want_queries else None,
@@ -99,7 +118,7 @@ class PotModel(nn.Module):
             input_ids=input_ids, position_ids=position_ids, use_cache=False, pot=step
         ).logits
         layers = range(len(keys))
-        weighted = layers if query_weights is not None else range(0)
+        weighted = self.geometry.chosen(len(keys)) if query_weights is not None else []
         mass = step.mass
         if codes is not None:  # by slot, not by column
             floats = keys[0].shape[3]
@@ -114,55 +133,75 @@ class PotModel(nn.Module):
         )
 
     def _masks(
-        self, past_seq_len: Tensor, width: int, group: int, layers: int, codes: Codes | None
+        self, past_seq_len: Tensor, width: int, group: int, codes: Codes | None
     ) -> list[Tensor]:
-        """One for each layer; the same one where all layers have as many slots."""
+        """One for each layer; the same one where layers have as many slots and the same window."""
+        pot, made = self.geometry, {}
 
-        def of(layer: int, fill: Tensor) -> Tensor:
-            slots = self.geometry.slots_of(layer)
-            order = None if codes is None else codes.order(layer, slots, width)
-            return attention.mask(
-                fill, slots=slots, width=width, group=group, dtype=self.model.dtype, order=order
-            )
+        def of(layer: int) -> Tensor:
+            slots, window = pot.slots_of(layer), pot.window_of(layer)
+            if (slots, window) not in made:
+                order = None if codes is None else codes.order(layer, slots, width)
+                made[slots, window] = attention.mask(
+                    past_seq_len if pot.uniform else past_seq_len[layer : layer + 1],
+                    slots=slots,
+                    width=width,
+                    group=group,
+                    dtype=self.model.dtype,
+                    order=order,
+                    window=window,
+                )
+            return made[slots, window]
 
-        if not self.geometry.shaped:
-            return [of(0, past_seq_len)] * layers
-        return [of(layer, past_seq_len[layer : layer + 1]) for layer in range(layers)]
+        return [of(layer) for layer in range(self.facts.layers)]
+
+    def empty(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The keys and values of an empty pot."""
+        facts, pot, dtype = self.facts, self.geometry, self.model.dtype
+        shapes = [
+            (1, facts.kv_heads, facts.head_size, pot.slots_of(n)) for n in range(facts.layers)
+        ]
+        keys = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        return keys, [torch.zeros_like(key.transpose(2, 3)) for key in keys]
 
     @torch.no_grad()
-    def check_turn(self, facts: ModelFacts) -> None:
-        """Raise PotexportError unless every layer's keys turn as context reset turns them.
+    def _measure(self, tables: list[tuple[Tensor, Tensor]]) -> Turns:
+        """How each layer turns its keys."""
+        token, distance = torch.ones(1, 1, dtype=torch.int32), self.geometry.positions - 1
+        fill = torch.zeros(1 if self.geometry.uniform else self.facts.layers, dtype=torch.int32)
+        zero, pot = torch.zeros(1, dtype=torch.int32), self.empty()
+        near, far = (self.run(token, fill, zero + n, *pot).keys for n in (0, distance))
+        return turns.measure(
+            [key[0, :, :, 0].float() for key in near],
+            [key[0, :, :, 0].float() for key in far],
+            tables,
+            distance=distance,
+            within=SAME[self.model.dtype],
+            model_type=self.facts.model_type,
+        )
 
-        One token over an empty pot attends only to itself, so every layer sees the same hidden
-        states wherever the token stands, and its keys at two positions must differ by the rotation
-        alone.
-        """
-        pot = self.geometry
-        keys = [
-            torch.zeros(
-                1, facts.kv_heads, facts.head_size, pot.slots_of(layer), dtype=self.model.dtype
+    @torch.no_grad()
+    def _compare(self, wanted: Tensor) -> None:
+        """Raise PotexportError unless logits over a pot are the model's own, (1, TOKENS, V): of a
+        first pass, and of a second that reads its rows."""
+        keys, values = self.empty()
+        count = torch.zeros(1 if self.geometry.uniform else self.facts.layers, dtype=torch.int32)
+        room = min(min(value.shape[2] for value in values), self.geometry.slots)
+        ids, zero = _tokens(self.model), torch.zeros(1, dtype=torch.int32)
+        half = min(TOKENS // 2, room)
+        first = self.run(ids[:, :half], count, zero, keys, values)
+        for layer in range(self.facts.layers):
+            keys[layer][..., :half] = first.keys[layer]
+            values[layer][:, :, :half] = first.values[layer]
+        second = self.run(ids[:, half:], count + half, zero + half, keys, values)
+        mine = torch.cat([first.logits, second.logits], dim=1)
+        error = float((mine - wanted).abs().max() / wanted.abs().max())
+        if not error <= NEAR[self.model.dtype]:
+            raise PotexportError(
+                f"{self.facts.model_type} does not compute the same over a pot: of {TOKENS} tokens "
+                f"the logits are off by {error:.1%} of the largest; its code does something to "
+                "attention or positions that is not supported yet"
             )
-            for layer in range(facts.layers)
-        ]
-        values = [key.transpose(2, 3) for key in keys]
-        token = torch.ones(1, 1, dtype=torch.int32)
-        distance = pot.positions - 1
-        zero = torch.zeros(1, dtype=torch.int32)
-        fill = zero.expand(facts.layers if pot.shaped else 1)
-        near = self.run(token, fill, zero, keys, values)
-        far = self.run(token, fill, zero + distance, keys, values)
-        by = self.turn[distance:].expand(facts.kv_heads, -1)
-        for layer, (old, new) in enumerate(zip(far.keys, near.keys, strict=True)):
-            turned = turn_back(old[0, :, :, 0].float(), by)
-            wanted = new[0, :, :, 0].float()
-            error = (turned - wanted).norm() / wanted.norm()
-            if error > (0.02 if self.model.dtype == torch.float16 else 1e-3):
-                raise PotexportError(
-                    f"layer {layer} of {facts.model_type} does not rotate its keys as "
-                    "expected (off by "
-                    f"{error:.1%} over {distance} positions); partial, interleaved or absent "
-                    "rotary positions are not supported yet"
-                )
 
     def novelty(self, logits: Tensor, next_ids: Tensor) -> Tensor:
         """-log p of the tokens that came next, in nats: (1, T, V), (1, T) int32 -> (1, T) float32.
@@ -171,6 +210,21 @@ class PotModel(nn.Module):
         """
         # LogSoftmax and not logsumexp: NPU compilers take the first.
         return -torch.log_softmax(logits, dim=-1).gather(-1, next_ids[..., None].long())[..., 0]
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    """(1, TOKENS) int32, of all over the vocabulary."""
+    table: Any = model.get_input_embeddings()
+    rows = table.weight.shape[0]
+    made: Tensor = torch.arange(1, TOKENS + 1, dtype=torch.int32) * 7919 % rows
+    return made[None]
+
+
+@torch.no_grad()
+def _own_logits(model: PreTrainedModel) -> Tensor:
+    """(1, TOKENS, V) float32, by transformers' own attention."""
+    own: Tensor = model(input_ids=_tokens(model), use_cache=False).logits.float()
+    return own
 
 
 class Superset(nn.Module):

@@ -6,6 +6,7 @@ list of slots. All ties go to the lower slot, so that every runtime keeps the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,8 @@ class Candidates:
         read and of all tokens so far, summed over them; 0 in free slots.
     novelty: (R, M) float32, nats; arbitrary in free slots.
     keys: (R, D, M), rotated at `positions`; values: (R, M, D). Free slots hold arbitrary rows.
-    positions: (R, M) int32, where each key stands. turn: (positions, D), `rope.turn_table`.
+    positions: (R, M) int32, where each key stands. turn: (positions, D), of `turns.Turns`; None
+        where keys do not turn.
     query_mean, query_cov: (Hq, D), (Hq, D, D), of un-rotated queries; position: (1,) int32, of the
         next token.
     seen: (R, M) each, what the policy's `look` made of keys and values. Those, positions, turn and
@@ -44,7 +46,7 @@ class Candidates:
     forced: Tensor
     open: Tensor
     heads: int = 1
-    layers: range = range(1)
+    layers: Sequence[int] = (0,)
     mass: Tensor | None = None
     window: Tensor | None = None
     received: Tensor | None = None
@@ -73,7 +75,8 @@ class Candidates:
         """(R, M, D) float32: the keys as they were before rotation, slot by slot."""
         assert self.keys is not None
         assert self.positions is not None
-        assert self.turn is not None
+        if self.turn is None:
+            return self.keys.transpose(1, 2).float()
         heads, size, slots = self.keys.shape
         rows = self.keys.transpose(1, 2).reshape(heads * slots, size)
         by = self.turn.index_select(0, self.positions.reshape(-1))

@@ -21,7 +21,7 @@ from potexport.geometry import ModelFacts, PotGeometry
 from potexport.spec import ITEM_BYTES, GraphSpec, Layout, TensorSpec
 
 MANIFEST = "potexport.json"
-FORMAT = 2
+FORMAT = 3
 # Of a coded pot: `potexport.channels`.
 KEY_FILES = ("key_channels.npy", "key_turns.npy")
 LARGEST_MANIFEST = 64 << 20  # bytes; ours are well below one MiB for a hundred layers
@@ -254,8 +254,9 @@ def _parse(document: dict[str, Any]) -> Manifest:
         },
     )
     manifest.pot.check()
-    if len(manifest.pot.layer_slots) not in (0, manifest.model.layers):
-        raise ValueError(f"its pot has the slots of {len(manifest.pot.layer_slots)} layers")
+    for each in (manifest.pot.layer_slots, manifest.pot.windows):
+        if len(each) not in (0, manifest.model.layers):
+            raise ValueError(f"its pot has slots or windows of {len(each)} layers")
     if not manifest.policies:
         raise ValueError("it has no policy")
     expected = manifest.layout.graphs()
@@ -298,7 +299,8 @@ def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
 
 
 def _pot(entry: Mapping[str, Any]) -> PotGeometry:
-    return PotGeometry(**{**entry, "layer_slots": tuple(int(n) for n in entry["layer_slots"])})
+    lists = {name: tuple(int(n) for n in entry[name]) for name in ("layer_slots", "windows")}
+    return PotGeometry(**{**entry, **lists})
 
 
 def _pot_dtype(name: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from potexport.bundle import KEY_FILES
+from potexport.errors import PotexportError
 from potexport.graphs.model import PotModel
 from potexport.graphs.rope import turn_back
 from potexport.runtime.backend import Array
@@ -41,6 +42,15 @@ for the cleaners need them. The results are on page 17; question 6 was answered 
 wrongly. What does a careful reader remember of a long letter? Names, a number or two, whatever was
 said twice, and the one sentence that did not fit. The rest is weather.
 """
+
+
+def check(core: PotModel, layout: Layout) -> None:
+    """Raise PotexportError for a model whose pot cannot be coded."""
+    if not core.turns.alike or layout.windowed:
+        raise PotexportError(
+            f"--pot-dtype {layout.pot_dtype} takes models whose layers all turn their keys alike "
+            f"and see the whole pot; those of {layout.facts.model_type} differ: omit it"
+        )
 
 
 def measure(core: PotModel, layout: Layout, ids: Array) -> Array:

@@ -22,6 +22,7 @@ def compressions(
     from potexport.graphs.compress import Compress
 
     if decided.layout.coding:
+        channels.check(core, decided.layout)
         stage("channels")
         own = decided.options.calibration
         ids = channels.tokens(calibrate.read_text(own) if own else channels.TEXT, tokenizer)
@@ -35,7 +36,7 @@ def compressions(
         statistics.write(folder, found)
     return {
         facts.graph: Compress(
-            policy, decided.layout.pot, core.turn, found if "queries" in facts.needs else None
+            policy, decided.layout.pot, core.turns, found if "queries" in facts.needs else None
         )
         for facts, policy in decided.policies
     }

@@ -34,9 +34,8 @@ def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     args = (ids, next_ids, torch.zeros(tokens), fill, position, *lists)
     dims = ({1: width}, {1: width}, {0: width}, None, None, *([None] * len(x) for x in lists))
     model = _translate(Superset(core), args, opset=opset, dims=dims)
-    facts = layout.facts
     outputs = ["logits", "novelty"]
-    outputs += [f"{name}.{n}" for name in ("mass", "new_mass") for n in range(facts.layers)]
+    outputs += [f"{name}.{n}" for name in ("mass", "new_mass") for n in layout.chosen]
     outputs += [spec.name for spec in layout.rows("present", 1)]
     inputs = [
         "input_ids",

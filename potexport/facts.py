@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 def model_facts(config: PreTrainedConfig) -> ModelFacts:
     """The graph-relevant numbers of a transformers config."""
+    from potexport.graphs import adapters
+
     try:
         heads = config.num_attention_heads
         return ModelFacts(
             model_type=config.model_type,
             layers=config.num_hidden_layers,
             query_heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None)
-            or heads,  # absent where every head has its own
+            kv_heads=adapters.kv_heads(config),
             head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab_size=config.vocab_size,
             max_positions=config.max_position_embeddings,
@@ -32,6 +33,31 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
         raise PotexportError(
             f"model type {config.model_type!r} is not supported: its config lacks {error.name}"
         ) from error
+
+
+def windows(config: PreTrainedConfig) -> tuple[int, ...]:
+    """Of each layer how many tokens a query sees, itself included, 0 for all; empty where no layer
+    has a sliding window. What a config leaves open is checked when the model runs
+    (`graphs.attention`)."""
+    size = getattr(config, "sliding_window", None)
+    if not size:
+        return ()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    found = tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
+    return found if any(found) else ()
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """Beyond how many positions the model turns keys by other frequencies (long RoPE, arXiv
+    2402.13753); None where it never does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    limits = [
+        each["original_max_position_embeddings"]
+        for each in kinds
+        if each.get("rope_type") == "longrope"
+    ]
+    return min(limits, default=None)
 
 
 def weight_bytes(

@@ -61,7 +61,8 @@ class Oracle:
         policies = tuple((facts, _policy(facts)) for facts in manifest.policies)
         known = statistics.read(folder) if "queries" in manifest.layout.gathered else None
         key_facts = read_key_facts(folder, manifest.layout)
-        return cls(manifest, PotModel(model, manifest.pot), policies, text, known, key_facts)
+        core = PotModel(model, manifest.model, manifest.pot)
+        return cls(manifest, core, policies, text, known, key_facts)
 
     @property
     def policy(self) -> Policy:

@@ -46,6 +46,9 @@ class PotGeometry:
     positions: rows of the rotary tables. Kept tokens stay where they stood until the next ones
         would stand beyond; then a compression moves all to the front (context reset).
     layer_slots: slots of each layer, `slots` on average, or empty where all have the same.
+    windows: of each layer how many tokens a query sees, itself included, or 0 where it sees all
+        that the pot holds; empty where that is so in all layers. A layer with a window holds the
+        last tokens and no others: it is never compressed, and no policy sees it.
     """
 
     slots: int
@@ -57,11 +60,33 @@ class PotGeometry:
     recent: int
     positions: int
     layer_slots: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
 
     @property
     def widest(self) -> int:
         """Tokens of the widest pass over the pot."""
         return max(self.chunk, self.catalyst_width)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether one number says how full all layers are."""
+        return not (self.layer_slots or self.windows)
+
+    def window_of(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else 0
+
+    def chosen(self, layers: int) -> list[int]:
+        """The layers that are compressed, of so many."""
+        return [layer for layer in range(layers) if not self.window_of(layer)]
+
+    def windowed(self, layers: int) -> list[int]:
+        """The others."""
+        return [layer for layer in range(layers) if self.window_of(layer)]
+
+    def window_kept(self, layer: int) -> int:
+        """How many of its last tokens a layer with a window keeps when it needs room: what any
+        query may see, and before that the tokens that a policy may read once more."""
+        return self.window_of(layer) + self.catalyst_width
 
     @property
     def shaped(self) -> bool:
@@ -74,6 +99,8 @@ class PotGeometry:
         return self.layer_slots[layer] - self.slots if self.layer_slots else 0
 
     def slots_of(self, layer: int) -> int:
+        if self.window_of(layer):
+            return self.window_kept(layer) + self.chunk
         return self.slots + self.more(layer)
 
     def keep_max_of(self, layer: int) -> int:
@@ -181,14 +208,18 @@ def default_geometry(
     recent: int | None = None,
     positions: int | None = None,
     layer_slots: tuple[int, ...] = (),
-    looks_back: int | None = None,
+    windows: tuple[int, ...] = (),
+    most_positions: int | None = None,
 ) -> PotGeometry:
     """Fill in what was not asked for, from the model's context length, and check the whole.
 
     The pot is an eighth of the trained context, between 512 and 2,048 slots: large enough that most
     prompts are never compressed, small enough that a phone reads it at every token; half of a
     context shorter than that. Half of the pot is kept. There are positions for four pots, but no
-    further than `looks_back`, the sliding window of a model that has one.
+    more than `most_positions`, and where all layers have a window than these reach: it hides
+    nothing then.
+
+    windows: of each layer, as the model has them; empty if it has none.
     """
     if slots is None:
         slots = min(max(facts.max_positions // 8, 512), 2048)
@@ -199,6 +230,9 @@ def default_geometry(
     keep_max = _or(keep_max, max(slots - chunk, 1))
     catalyst_width = _or(catalyst_width, min(32, slots))
     least = max((slots, *layer_slots)) + max(chunk, catalyst_width)
+    limits = [facts.max_positions, POTS * slots, *([most_positions] if most_positions else [])]
+    limits += [min(windows)] if windows and all(windows) else []
+    positions = _or(positions, max(least, min(limits)))
     geometry = PotGeometry(
         slots=slots,
         chunk=chunk,
@@ -207,21 +241,48 @@ def default_geometry(
         catalyst_width=catalyst_width,
         sink=sink,
         recent=recent,
-        positions=_or(
-            positions,
-            max(least, min(facts.max_positions, POTS * slots, looks_back or POTS * slots)),
-        ),
+        positions=positions,
         layer_slots=layer_slots,
+        windows=_hiding(windows, positions),
     )
     geometry.check()
-    if geometry.positions > facts.max_positions:
-        raise PotexportError(
-            f"a pot of {slots} slots and passes of {geometry.widest} tokens take "
-            f"{geometry.positions} positions, "
-            f"but the model was trained on {facts.max_positions}; give a smaller --pot"
-            + (" or fewer --positions" if geometry.positions > least else "")
-        )
+    _check_model(geometry, facts, windows, most_positions)
     return geometry
+
+
+def _hiding(windows: tuple[int, ...], positions: int) -> tuple[int, ...]:
+    """The windows that hide something from a query, among so many positions."""
+    hiding = tuple(window if window < positions else 0 for window in windows)
+    return hiding if any(hiding) else ()
+
+
+def _check_model(
+    pot: PotGeometry, facts: ModelFacts, windows: tuple[int, ...], most_positions: int | None
+) -> None:
+    """Raise PotexportError for positions that the model does not have, or has no use for."""
+    fewer = " or fewer --positions" if pot.positions > pot.slots + pot.widest else ""
+    takes = f"a pot of {pot.slots} slots and passes of {pot.widest} tokens take {pot.positions}"
+    if pot.positions > facts.max_positions:
+        raise PotexportError(
+            f"{takes} positions, but the model was trained on {facts.max_positions}; give a "
+            f"smaller --pot{fewer}"
+        )
+    if most_positions is not None and pot.positions > most_positions:
+        raise PotexportError(
+            f"{takes} positions, and beyond {most_positions} the model turns keys by other "
+            f"frequencies; give a smaller --pot{fewer}"
+        )
+    if pot.windows and all(pot.windows):
+        raise PotexportError(
+            f"{takes} positions, but every layer looks back only {min(windows)} tokens, so that "
+            f"what a compression keeps would not be seen; give a smaller --pot{fewer}"
+        )
+    if pot.windows and pot.layer_slots:
+        raise PotexportError(
+            "--pot-shape takes models whose layers all see the whole pot; "
+            f"{len(pot.windowed(facts.layers))} of {facts.layers} layers have a sliding window: "
+            "omit it"
+        )
 
 
 def _or(asked: int | None, otherwise: int) -> int:

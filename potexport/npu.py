@@ -106,13 +106,14 @@ def try_compress(folder: Path, layout: Layout, soc: Soc) -> Gate:
 def _full_pot(layout: Layout) -> dict[str, Array]:
     """Inputs of a compression: random rows, and scores that no rounding to fp16 can exchange."""
     random, slots = np.random.default_rng(0), layout.pot.slots
+    filled = [layout.pot.slots_of(layer) for layer in range(layout.counts)]
 
     def content(tensor: TensorSpec) -> Array:
         if tensor.name == "past_seq_len":
-            return np.array([slots], np.int32)
+            return np.array(filled, np.int32)
         if tensor.name == "keep":
-            return np.array([layout.pot.keep], np.int32)
-        if tensor.name == "reset":
+            return np.full(layout.counts, layout.pot.keep, np.int32)
+        if tensor.name in ("reset", "back"):
             return np.array([1], np.int32)
         if tensor.name.startswith("positions"):  # far apart, as after many compressions
             apart = layout.pot.positions // slots
@@ -129,7 +130,7 @@ def _full_pot(layout: Layout) -> dict[str, Array]:
 
 def _compare(mine: dict[str, Array], wanted: dict[str, Array], layout: Layout) -> Gate:
     keep, both, off = layout.pot.keep, 0, 0.0
-    for layer in range(layout.facts.layers):
+    for layer in layout.chosen:
         kept, expected = (out[f"kept.{layer}"][:, :keep] for out in (mine, wanted))
         both += sum(np.intersect1d(a, b).size for a, b in zip(kept, expected, strict=True))
         same = np.flatnonzero((kept == expected).all(axis=1))  # heads
@@ -137,5 +138,5 @@ def _compare(mine: dict[str, Array], wanted: dict[str, Array], layout: Layout) -
         a, b = (numbers(each) for each in keys)
         if same.size:
             off = max(off, float(np.abs(a - b).max() / np.abs(b).max()))
-    heads = layout.facts.layers * layout.facts.kv_heads
+    heads = len(layout.chosen) * layout.facts.kv_heads
     return Gate(both / (heads * keep), off)

@@ -17,7 +17,7 @@ from potexport import loader, pots, targets
 from potexport.bundle import PolicyFacts
 from potexport.coding import FLOATS, STEP
 from potexport.errors import PotexportError
-from potexport.facts import model_facts, weight_bytes
+from potexport.facts import model_facts, most_positions, weight_bytes, windows
 from potexport.geometry import ModelFacts, PotGeometry, default_geometry
 from potexport.spec import TRACED, Layout
 
@@ -277,9 +277,14 @@ def _geometry(
     window = max(each.window for each, _ in policies)
     if asked["catalyst_width"] is None and window > CATALYST_WIDTH:
         asked["catalyst_width"] = window
-    looks_back = getattr(config, "sliding_window", None)  # absent where layers have none
     decide = partial(
-        default_geometry, facts, slots=slots, chunk=chunk, looks_back=looks_back, **asked
+        default_geometry,
+        facts,
+        slots=slots,
+        chunk=chunk,
+        windows=windows(config),
+        most_positions=most_positions(config),
+        **asked,
     )
     geometry = decide()
     if window > geometry.catalyst_width:

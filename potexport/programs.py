@@ -6,8 +6,7 @@ exporter is slow and cutting a graph is quick; here tracing is the smallest part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import count, takewhile
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +39,10 @@ class Graph(nn.Module):
     @classmethod
     def compression(cls, core: Compress, spec: GraphSpec) -> Graph:
         def run(given: Named) -> Named:
-            keys: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.key")
-            values: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.value")
-            codes = Codes.of(given, core.geometry.sink, core.turn)
-            stored = None
+            keys: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.key", core.chosen)
+            values: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.value", core.chosen)
+            stored, table = None, core.turns.of(core.chosen[0])
+            codes = None if table is None else Codes.of(given, core.geometry.sink, table)
             if codes is not None:
                 stored = Stored(codes, keys, values, given["keep_coded"])
                 keys, values = stored.in_order()
@@ -51,18 +50,25 @@ class Graph(nn.Module):
                 given["past_seq_len"],
                 given["keep"],
                 given["reset"],
-                _of_layers(given, "positions.{}"),
+                _of_layers(given, "positions.{}", core.chosen),
                 keys,
                 values,
-                {name: each for name in SCORES if (each := _of_layers(given, name + ".{}"))},
+                {
+                    name: _of_layers(given, name + ".{}", core.chosen)
+                    for name in SCORES
+                    if f"{name}.{core.chosen[0]}" in given
+                },
                 given.get("position"),
                 stored,
+                _of_layers(given, "past_key_values.{}.key", core.windowed),
+                given.get("back"),
             )
             out = core.run(asked)
             return (
-                _named("present.{}.key", out.keys)
-                | _named("present.{}.value", out.values)
-                | _named("kept.{}", out.kept)
+                _named("present.{}.key", out.keys, core.chosen)
+                | _named("present.{}.key", out.last, core.windowed)
+                | _named("present.{}.value", out.values, core.chosen)
+                | _named("kept.{}", out.kept, core.chosen)
                 | {
                     f"present_{kind.format(layer)}": tensor
                     for layer, each in enumerate(out.coded)
@@ -76,13 +82,16 @@ class Graph(nn.Module):
     def step(cls, core: PotModel, spec: GraphSpec) -> Graph:
         """prefill, decode or observe."""
 
+        layers = range(core.facts.layers)
+        chosen = core.geometry.chosen(core.facts.layers)
+
         def run(given: Named) -> Named:
             out = core.run(
                 given["input_ids"],
                 given["past_seq_len"],
                 given["position"],
-                _of_layers(given, "past_key_values.{}.key"),
-                _of_layers(given, "past_key_values.{}.value"),
+                _of_layers(given, "past_key_values.{}.key", layers),
+                _of_layers(given, "past_key_values.{}.value", layers),
                 given.get("query_weights"),
                 codes=Codes.of(given, core.geometry.sink, core.turn, in_turns=True),
             )
@@ -91,10 +100,10 @@ class Graph(nn.Module):
                 made["novelty"] = core.novelty(out.logits, given["next_ids"])
             return (
                 made
-                | _named("present.{}.key", out.keys)
-                | _named("present.{}.value", out.values)
-                | _named("mass.{}", out.mass)
-                | _named("new_mass.{}", out.new_mass)
+                | _named("present.{}.key", out.keys, layers)
+                | _named("present.{}.value", out.values, layers)
+                | _named("mass.{}", out.mass, chosen)
+                | _named("new_mass.{}", out.new_mass, chosen)
             )
 
         return cls(core, run, spec)
@@ -109,13 +118,14 @@ class Graph(nn.Module):
         return tuple(example(tensor) for tensor in self.spec.inputs)
 
 
-def _of_layers(given: Named, name: str) -> list[Tensor]:
-    """The tensors of this name, with `{}` for the layer; none where there are none."""
-    return [given[each] for each in takewhile(given.__contains__, map(name.format, count()))]
+def _of_layers(given: Named, name: str, layers: Iterable[int]) -> list[Tensor]:
+    """The tensors of this name, with `{}` for the layer."""
+    return [given[name.format(layer)] for layer in layers]
 
 
-def _named(name: str, tensors: list[Tensor]) -> Named:
-    return {name.format(layer): tensor for layer, tensor in enumerate(tensors)}
+def _named(name: str, tensors: list[Tensor], layers: Iterable[int]) -> Named:
+    """None, or one for each layer."""
+    return {name.format(layer): tensor for layer, tensor in zip(layers, tensors, strict=False)}
 
 
 def trace(core: PotModel | Compress, spec: GraphSpec) -> torch.export.ExportedProgram:

@@ -18,7 +18,7 @@ from potexport.graphs.codes import Codes, Stored
 from potexport.graphs.compress import Compress, Given
 from potexport.graphs.model import Outputs, PotModel
 from potexport.graphs.policies import Policy
-from potexport.runtime.backend import Array, kept_counts, padded
+from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.spec import Layout
 
@@ -39,7 +39,7 @@ class TorchBackend:
         self.core, self.layout = core, layout
         self._squeeze = {
             facts.label: Compress(
-                each, layout.pot, core.turn, statistics if "queries" in facts.needs else None
+                each, layout.pot, core.turns, statistics if "queries" in facts.needs else None
             )
             for facts, each in policies
         }
@@ -83,8 +83,8 @@ class TorchBackend:
         counts = kept_counts(self.pot, self.layout.pot, keep)
         self.pot.ready()
         stored = None
-        keys: Sequence[Tensor] = self._keys
-        values: Sequence[Tensor] = self._values
+        keys: Sequence[Tensor] = [self._keys[n] for n in self.layout.chosen]
+        values: Sequence[Tensor] = [self._values[n] for n in self.layout.chosen]
         if self._codes is not None and isinstance(self.pot, CodedPot):
             coded = torch.from_numpy(self.pot.coded(counts))
             stored = Stored(self._codes, self._keys, self._values, coded)
@@ -103,6 +103,8 @@ class TorchBackend:
             },
             torch.tensor([self.pot.position], dtype=torch.int32),
             stored,
+            [self._keys[n] for n in self.layout.windowed],
+            torch.tensor([moved_back(self.pot, counts, reset=reset)], dtype=torch.int32),
         )
         own = squeeze.choose(given)
         decided = self.decide(own, counts)
@@ -115,13 +117,14 @@ class TorchBackend:
             counts,
             reset=reset,
             coded=[tuple(tensor.numpy() for tensor in each) for each in out.coded],
+            last=_arrays(out.last),
         )
-        sizes = np.broadcast_to(counts, len(own))
+        sizes = self.pot.counts_of(counts)
         return [slots[:, :count].numpy() for slots, count in zip(own, sizes, strict=True)]
 
     def decide(self, own: list[Tensor], counts: Array) -> list[Tensor]:
-        """The slots to keep, L x (Hkv, K) int32, of which `counts` count: the policy's own
-        choice."""
+        """The slots to keep, of each chosen layer (Hkv, K) int32, of which `counts` count: the
+        policy's own choice."""
         return own
 
     @torch.no_grad()

@@ -35,8 +35,7 @@ def write(
     assert delegate is not None
     source = weights_sha256(model)
     with refusing(layout.facts):
-        core = PotModel(model, layout.pot)
-        core.check_turn(layout.facts)
+        core = PotModel(model, layout.facts, layout.pot)
         squeezing = compressions(decided, core, tokenizer, folder, stage)
         if decided.precision == "w4":
             stage("quantize")

@@ -62,8 +62,7 @@ def trace(
     layout, opset = decided.traced, decided.options.opset
     specs = layout.graphs()
     with refusing(layout.facts):
-        core = PotModel(model, layout.pot)
-        core.check_turn(layout.facts)
+        core = PotModel(model, layout.facts, layout.pot)
         ranges = _ranges(decided, core, tokenizer, stage)
         squeezing = compressions(decided, core, tokenizer, folder, stage)
         stage("trace")

@@ -106,15 +106,26 @@ class Layout:
     @property
     def counts(self) -> int:
         """How many numbers say how full the pot is: one, or one a layer."""
-        return self.facts.layers if self.pot.shaped else 1
+        return 1 if self.pot.uniform else self.facts.layers
+
+    @property
+    def chosen(self) -> list[int]:
+        """The layers that a policy chooses in."""
+        return self.pot.chosen(self.facts.layers)
+
+    @property
+    def windowed(self) -> list[int]:
+        """The others, which hold the last tokens alone."""
+        return self.pot.windowed(self.facts.layers)
 
     def rows(self, prefix: str, width: int) -> Iterator[TensorSpec]:
         """Keys and values of `width` tokens, for each layer: new rows."""
-        return self._rows(prefix, [width] * self.facts.layers, self.dtype)
+        return self._rows(prefix, dict.fromkeys(range(self.facts.layers), width), self.dtype)
 
-    def _rows(self, prefix: str, widths: list[int], dtype: str) -> Iterator[TensorSpec]:
+    def _rows(self, prefix: str, widths: dict[int, int], dtype: str) -> Iterator[TensorSpec]:
+        """widths: by layer."""
         heads, size = self.facts.kv_heads, self.facts.head_size
-        for layer, width in enumerate(widths):
+        for layer, width in widths.items():
             yield TensorSpec(f"{prefix}.{layer}.key", dtype, (1, heads, size, width))
             yield TensorSpec(f"{prefix}.{layer}.value", dtype, (1, heads, width, size))
 
@@ -129,18 +140,18 @@ class Layout:
             return ()
         heads, size = self.facts.kv_heads, self.facts.head_size
         channels = TensorSpec("key_channels", self.dtype, (self.facts.layers, 2, heads, size))
-        widths = [slots - self.coding.floats for slots in self._slots]
+        widths = [slots - self.coding.floats for slots in self._slots.values()]
         count = TensorSpec("past_coded", "int32", (self.counts,))
         return (count, channels, *self._coded("past", widths))
 
     @property
-    def _slots(self) -> list[int]:
-        return [self.pot.slots_of(layer) for layer in range(self.facts.layers)]
+    def _slots(self) -> dict[int, int]:
+        return {layer: self.pot.slots_of(layer) for layer in range(self.facts.layers)}
 
-    def _stored(self, prefix: str, widths: list[int]) -> Iterator[TensorSpec]:
+    def _stored(self, prefix: str, widths: dict[int, int]) -> Iterator[TensorSpec]:
         """Rows as the pot has them; of a coded one the columns in full precision."""
         if self.coding is not None:
-            widths = [self.coding.floats] * len(widths)
+            widths = dict.fromkeys(widths, self.coding.floats)
         return self._rows(prefix, widths, FLOATS.get(self.pot_dtype, self.dtype))
 
     def _coded(self, prefix: str, widths: list[int]) -> Iterator[TensorSpec]:
@@ -156,15 +167,15 @@ class Layout:
     def per_slot(
         self, name: str, width: int | None = None, dtype: str = "float32"
     ) -> tuple[TensorSpec, ...]:
-        """One number for each slot of each head of each layer, or for each of `width` tokens; `{}`
-        in the name is the layer."""
+        """One number for each slot of each head of each layer that is chosen in, or for each of
+        `width` tokens; `{}` in the name is the layer."""
         return tuple(
             TensorSpec(
                 name.format(layer),
                 dtype,
                 (self.facts.kv_heads, self.pot.slots_of(layer) if width is None else width),
             )
-            for layer in range(self.facts.layers)
+            for layer in self.chosen
         )
 
     def graphs(self) -> dict[str, GraphSpec]:
@@ -243,16 +254,21 @@ class Layout:
         names = ("past_seq_len", "keep", *(("keep_coded",) if self.coding else ()))
         counts = [TensorSpec(name, "int32", (self.counts,)) for name in names]
         now = (_count("position"),) if "queries" in needs else ()
-        inputs = (*scores, *counts, *now, _count("reset"), *self.positions(), *self._held)
-        most = [self.pot.keep_max_of(layer) for layer in range(self.facts.layers)]
+        back = (_count("back"),) if self.windowed else ()
+        unread = {f"past_key_values.{layer}.value" for layer in self.windowed}
+        held = (spec for spec in self._held if spec.name not in unread)
+        inputs = (*scores, *counts, *now, _count("reset"), *back, *self.positions(), *held)
+        most = {layer: self.pot.keep_max_of(layer) for layer in self.chosen}
         heads = self.facts.kv_heads
-        kept = (TensorSpec(f"kept.{n}", "int32", (heads, m)) for n, m in enumerate(most))
+        kept = (TensorSpec(f"kept.{n}", "int32", (heads, m)) for n, m in most.items())
         rows = tuple(self._stored("present", most))
         if self.coding is not None:
-            limits = zip(most, self._slots, strict=True)
+            limits = zip(most.values(), self._slots.values(), strict=True)
             bodies = [max(self.coding.coded(count, slots), 1) for count, slots in limits]
             rows += tuple(self._coded("present", bodies))
-        return GraphSpec(graph, inputs, (*rows, *kept))
+        windowed = {layer: self.pot.slots_of(layer) for layer in self.windowed}
+        last = (spec for spec in self._stored("present", windowed) if spec.name.endswith("key"))
+        return GraphSpec(graph, inputs, (*rows, *last, *kept))
 
 
 def _ids(name: str, width: int) -> TensorSpec:

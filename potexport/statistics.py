@@ -71,15 +71,24 @@ def _queries(core: PotModel, layout: Layout, ids: Array) -> list[Tensor]:
         )
         skip = max(0, SINKS - start)
         where = slice(start + skip, start + chunk.size)
-        rows = torch.cat([query[0] for query in out.queries])[:, skip : chunk.size].float()
-        width = rows.shape[1]
-        plain = turn_back(
-            rows.reshape(-1, rows.shape[2]),
-            core.turn[where].repeat(rows.shape[0], 1),
+        made.append(
+            torch.stack(
+                [
+                    _plain(query[0, :, skip : chunk.size].float(), core.turns.of(layer), where)
+                    for layer, query in enumerate(out.queries)
+                ]
+            )
         )
-        shape = (layout.facts.layers, layout.facts.query_heads, width, layout.facts.head_size)
-        made.append(plain.reshape(shape).double())
     return made
+
+
+def _plain(queries: Tensor, table: Tensor | None, where: slice) -> Tensor:
+    """Of one layer (Hq, n, D) float64, before rotation."""
+    if table is None:
+        return queries.double()
+    heads, width, size = queries.shape
+    plain = turn_back(queries.reshape(-1, size), table[where].repeat(heads, 1))
+    return plain.reshape(heads, width, size).double()
 
 
 def write(folder: Path, found: tuple[Tensor, Tensor]) -> None:

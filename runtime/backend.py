@@ -38,19 +38,27 @@ class Backend(Protocol):
         """
 
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
-        """Keep the best slots, `keep` on average over the layers; L x (Hkv, keep of the layer)
-        int32, the slots they were in, valid until the next call.
+        """Keep the best slots, `keep` on average over the layers; of each layer that is chosen in
+        (Hkv, keep of the layer) int32, the slots they were in, valid until the next call.
 
         reset: move them to the positions 0, 1, 2, …; otherwise they stay where they stand.
         """
 
 
 def kept_counts(pot: Pot, geometry: PotGeometry, keep: int) -> Array:
-    """(1,) or (L,) int32: how many slots each layer keeps; all that it has, if fewer."""
-    if not geometry.shaped:
+    """(1,) or (L,) int32: how many slots each layer keeps; all that it has, if fewer, or if it has
+    a window."""
+    if geometry.uniform:
         return np.array([keep], np.int32)
-    more = np.array(geometry.layer_slots, np.int32) - geometry.slots
-    return np.minimum(keep + more, pot.fills).astype(np.int32)
+    layers = range(pot.fills.size)
+    keeps = [pot.fills[n] if geometry.window_of(n) else keep + geometry.more(n) for n in layers]
+    return np.minimum(keeps, pot.fills).astype(np.int32)
+
+
+def moved_back(pot: Pot, counts: Array, *, reset: bool) -> int:
+    """By how many positions a compression moves the next token, and so the keys of layers with a
+    window, which are relative to it."""
+    return pot.position - max(pot.counts_of(counts)) if reset else 0
 
 
 def padded(buffer: Array, ids: Array) -> None:

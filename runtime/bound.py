@@ -7,7 +7,7 @@ graphs' inputs. This file knows the contract of the graphs; what opens and runs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
-from potexport.runtime.backend import Array, kept_counts, padded
+from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.runtime.pot import Pot
 from potexport.spec import EMBEDDED, GraphSpec
@@ -119,11 +119,21 @@ class BoundBackend:
         if isinstance(self.pot, CodedPot):
             graph.arrays["keep_coded"][:] = self.pot.coded(counts)
         graph.arrays["reset"][0] = reset
+        if "back" in graph.arrays:
+            graph.arrays["back"][0] = moved_back(self.pot, counts, reset=reset)
         self._runner.drop_pages()  # of words generated since the last prefill
         graph.run(self.pot)
         kept = graph.per_layer("kept.{}")
-        self.pot.replace(graph.keys, graph.values, kept, counts, reset=reset, coded=graph.coded)
-        sizes = np.broadcast_to(counts, len(kept))
+        self.pot.replace(
+            graph.per_layer("present.{}.key", self.pot.chosen),
+            graph.values,
+            kept,
+            counts,
+            reset=reset,
+            coded=graph.coded,
+            last=graph.per_layer("present.{}.key", self.pot.windowed),
+        )
+        sizes = self.pot.counts_of(counts)
         return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
 
     def close(self) -> None:
@@ -152,9 +162,10 @@ class BoundGraph:
         self._table = table
         self.arrays: dict[str, Array] = {}
         self._binding = loaded.binding()
-        self._layers = len(pot.keys)
+        self._layers = range(len(pot.keys))
+        self._chosen = {layer: number for number, layer in enumerate(pot.chosen)}
         for tensor in spec.inputs:
-            array = _of_pot(pot, tensor.name)
+            array = self._of_pot(pot, tensor.name)
             array = np.zeros(tensor.shape, tensor.dtype) if array is None else array
             self.arrays[tensor.name] = array
             self._binding.bind_input(tensor.name, array)
@@ -170,10 +181,10 @@ class BoundGraph:
         self.coded = list(zip(*map(self.per_layer, names), strict=True))
         self.mass, self.new_mass = self.per_layer("mass.{}"), self.per_layer("new_mass.{}")
 
-    def per_layer(self, name: str) -> list[Array]:
-        """The outputs of this name, with `{}` for the layer; none where the graph does not have
-        them."""
-        names = (name.format(layer) for layer in range(self._layers))
+    def per_layer(self, name: str, layers: Sequence[int] | None = None) -> list[Array]:
+        """The outputs of this name, with `{}` for the layer, of all layers or of these; none where
+        the graph does not have them."""
+        names = (name.format(layer) for layer in (self._layers if layers is None else layers))
         return [self._outputs[each] for each in names if each in self._outputs]
 
     def give(self, ids: Array) -> None:
@@ -198,16 +209,16 @@ class BoundGraph:
             self.arrays["position"][0] = pot.position - back
         self._binding.run()
 
-
-def _of_pot(pot: Pot, name: str) -> Array | None:
-    """The pot's array behind a tensor of the contract, None for tensors that are not the pot's."""
-    if name in pot.held:
-        return pot.held[name]
-    kind, *rest = name.split(".")
-    if kind == "past_key_values":
-        layer = int(rest[0])
-        return pot.keys[layer] if rest[1] == "key" else pot.values[layer]
-    if not rest:
-        return None
-    per_slot = pot.positions if kind == "positions" else pot.scores.get(kind)
-    return per_slot[int(rest[0])] if per_slot else None
+    def _of_pot(self, pot: Pot, name: str) -> Array | None:
+        """The pot's array behind a tensor of the contract, None for tensors that are not the
+        pot's."""
+        if name in pot.held:
+            return pot.held[name]
+        kind, *rest = name.split(".")
+        if kind == "past_key_values":
+            layer = int(rest[0])
+            return pot.keys[layer] if rest[1] == "key" else pot.values[layer]
+        if not rest:
+            return None
+        per_slot = pot.positions if kind == "positions" else pot.scores.get(kind)
+        return per_slot[self._chosen[int(rest[0])]] if per_slot else None

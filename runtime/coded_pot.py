@@ -69,7 +69,6 @@ class CodedPot(Pot):
         self.held["key_channels"][...] = key_facts.channels
         self._turn = key_facts.turn
         layers = range(layout.facts.layers)
-        self._sizes = np.array([layout.pot.slots_of(n) for n in layers][: layout.counts], np.int32)
         kinds = ("past_codes.{}.key", "past_scales.{}.key", "past_codes.{}.value",
                  "past_scales.{}.value")  # fmt: skip
         self._parts = [[self.held[kind.format(layer)] for kind in kinds] for layer in layers]

@@ -43,7 +43,8 @@ def by_mass(pot: Pot, policy: PolicyFacts, geometry: PotGeometry, share: float) 
     """The fewest slots that hold this share of the attention that the policy goes by."""
     check_share(share)
     scores = pot.scores[attention(policy)]
-    filled = [each[:, : pot.filled(layer)] for layer, each in enumerate(scores)]
+    fills = pot.counts_of(pot.fills)
+    filled = [each[:, :fill] for each, fill in zip(scores, fills, strict=True)]
     return holding(filled, geometry, share)
 
 

@@ -28,8 +28,10 @@ class Pot:
 
     keys: L x (1, Hkv, D, M); values: L x (1, Hkv, M, D); in the bundle's float type. M may differ
         from layer to layer.
-    positions: L x (Hkv, M) int32, where the rotary embedding put each key.
-    scores: name -> L x (Hkv, M) float32, for those of `spec.SCORES` that a policy needs.
+    chosen: the layers that are compressed. The others, windowed, hold the last tokens alone.
+    positions: of each chosen layer (Hkv, M) int32, where the rotary embedding put each key.
+    scores: name -> of each chosen layer (Hkv, M) float32, for those of `spec.SCORES` that a policy
+        needs.
     fills: (1,) or (L,) int32, how many slots hold a token, the same in every head.
     position: of the next token.
     """
@@ -45,9 +47,12 @@ class Pot:
             for name in SCORES
             if name in layout.gathered
         }
+        self.chosen, self.windowed = layout.chosen, layout.windowed
         self.slots = layout.pot.slots
+        self._window_kept = {layer: layout.pot.window_kept(layer) for layer in self.windowed}
         self.held: dict[str, Array] = {}  # of a coded pot: more that its graphs read, by name
-        self._sizes = np.array([key.shape[-1] for key in self.keys][: layout.counts], np.int32)
+        slots = [layout.pot.slots_of(layer) for layer in range(layout.counts)]
+        self._sizes = np.array(slots, np.int32)
         self.fills = np.zeros(layout.counts, np.int32)
         self.position = 0
 
@@ -65,8 +70,8 @@ class Pot:
 
     @property
     def fill(self) -> int:
-        """Slots that hold a token, in the layer with the most."""
-        return int(self.fills.max())
+        """Slots that hold a token, in the chosen layer with the most."""
+        return max(self.counts_of(self.fills))
 
     @fill.setter
     def fill(self, count: int) -> None:
@@ -79,8 +84,12 @@ class Pot:
 
     @property
     def room(self) -> int:
-        """How many more tokens every layer can take."""
-        return int((self._sizes - self.fills).min())
+        """How many more tokens every chosen layer can take."""
+        return min(self.counts_of(self._sizes - self.fills))
+
+    def counts_of(self, counts: Array) -> list[int]:
+        """Of each chosen layer, from one number for all layers, or one for each."""
+        return [int(counts[layer if counts.size > 1 else 0]) for layer in self.chosen]
 
     def filled(self, layer: int) -> int:
         return int(self.fills[layer if self.fills.size > 1 else 0])
@@ -95,12 +104,15 @@ class Pot:
         """
         if count > self.room:
             raise ValueError(f"{count} rows do not fit behind {self.fills} of {self._sizes} slots")
-        for layer in range(len(self.keys)):
+        for layer in self.windowed:
+            self._drop_oldest(layer, count)
+        for number, layer in enumerate(self.chosen):
             first, last = self.filled(layer), self.filled(layer) + count
-            self.positions[layer][:, first:last] = self.position + np.arange(count)
-            self.append_rows(layer, keys[layer], values[layer], count)
+            self.positions[number][:, first:last] = self.position + np.arange(count)
             if self.novelty:
-                self.novelty[layer][:, first:last] = novelty
+                self.novelty[number][:, first:last] = novelty
+        for layer in range(len(self.keys)):
+            self.append_rows(layer, keys[layer], values[layer], count)
         self.fills += count
         self.position += count
 
@@ -108,12 +120,12 @@ class Pot:
         """Add the attention of the last `count` tokens, which were not appended yet: to filled
         slots, and to themselves.
 
-        mass: L x (Hkv, M); new_mass: L x (Hkv, T).
+        mass: of each chosen layer (Hkv, M); new_mass: (Hkv, T).
         """
-        for layer, received in enumerate(self.scores["received"]):
-            first = self.filled(layer)
-            received[:, :first] += mass[layer][:, :first]
-            received[:, first : first + count] = new_mass[layer][:, :count]
+        for number, received in enumerate(self.scores["received"]):
+            first = self.filled(self.chosen[number])
+            received[:, :first] += mass[number][:, :first]
+            received[:, first : first + count] = new_mass[number][:, :count]
 
     def replace(
         self,
@@ -124,26 +136,39 @@ class Pot:
         *,
         reset: bool,
         coded: Sequence[tuple[Array, ...]] = (),
+        last: Sequence[Array] = (),
     ) -> None:
-        """Make the first rows, `counts` (1,) or (L,) of L x (1, Hkv, D, K) and so on, the whole of
-        the pot; what else is known of a slot follows `kept`, L x (Hkv, K).
+        """Make the first rows, `counts` (1,) or (L,) of the (1, Hkv, D, K) and so on of each chosen
+        layer, the whole of it; what else is known of a slot follows `kept`, (Hkv, K) of each.
 
         reset: they now stand at 0, 1, 2, …; otherwise where they stood. coded: of a coded pot,
-            whose keys and values are only a part, the rest.
+            whose keys and values are only a part, the rest. last: of each layer with a window its
+            keys (1, Hkv, D, M), as far before the next token as they were.
         """
-        for layer in range(len(self.keys)):
-            count = int(counts[layer if counts.size > 1 else 0])
-            slots = kept[layer][:, :count]
+        sizes = self.counts_of(counts)
+        for number, (layer, count) in enumerate(zip(self.chosen, sizes, strict=True)):
+            slots = kept[number][:, :count]
             self.replace_rows(
-                layer, keys[layer], values[layer], count, coded[layer] if coded else ()
+                layer, keys[number], values[number], count, coded[number] if coded else ()
             )
-            for per_slot in (self.positions[layer], *self._carried(layer)):
+            for per_slot in (self.positions[number], *self._carried(number)):
                 per_slot[:, :count] = np.take_along_axis(per_slot, slots, axis=1)
             if reset:
-                self.positions[layer][:, :count] = np.arange(count)
+                self.positions[number][:, :count] = np.arange(count)
         self.fills[:] = counts
         if reset:
-            self.position = self.fill
+            self.position = max(sizes)
+            for layer, turned in zip(self.windowed, last, strict=True):
+                self.keys[layer][..., : self.filled(layer)] = turned[..., : self.filled(layer)]
+
+    def _drop_oldest(self, layer: int, count: int) -> None:
+        """Let a layer with a window forget what no query will see, if `count` more do not fit."""
+        fill, keep = self.filled(layer), self._window_kept[layer]
+        if fill + count > self._sizes[layer]:
+            old = slice(fill - keep, fill)
+            self.keys[layer][..., :keep] = self.keys[layer][..., old].copy()
+            self.values[layer][:, :, :keep] = self.values[layer][:, :, old].copy()
+            self.fills[layer] = keep
 
     def append_rows(self, layer: int, keys: Array, values: Array, count: int) -> None:
         """Put the first `count` of keys (1, Hkv, D, T) and values behind a layer's slots."""
@@ -161,8 +186,8 @@ class Pot:
     def ready(self) -> None:
         """Called before graphs read the pot."""
 
-    def _carried(self, layer: int) -> list[Array]:
-        return [self.scores[name][layer] for name in CARRIED if name in self.scores]
+    def _carried(self, number: int) -> list[Array]:
+        return [self.scores[name][number] for name in CARRIED if name in self.scores]
 
     def save(self) -> Contents:
         """A copy of all that is filled."""
@@ -180,10 +205,10 @@ class Pot:
         """The filled part of every array."""
         views = []
         for layer in range(len(self.keys)):
-            fill = self.filled(layer)
             views += self._rows_of(layer)
-            rest = (self.positions[layer], *(each[layer] for each in self.scores.values()))
-            views += [array[:, :fill] for array in rest]
+        for number, layer in enumerate(self.chosen):
+            rest = (self.positions[number], *(each[number] for each in self.scores.values()))
+            views += [array[:, : self.filled(layer)] for array in rest]
         return views
 
     def _rows_of(self, layer: int) -> list[Array]:

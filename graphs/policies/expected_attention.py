@@ -57,8 +57,9 @@ class ExpectedAttention(Policy):
 
         Constant where the next token stands at 0; the rest of the way is a row of the tables.
         """
-        assert slots.turn is not None
         assert slots.position is not None
+        if slots.turn is None:  # a layer without positions
+            return torch.eye(slots.query_mean.shape[1])  # type: ignore[union-attr]
         half = slots.turn.shape[1] // 2
         cos, sin = slots.turn[:, :half], slots.turn[:, half:]
         ahead = min(self.future, cos.shape[0])

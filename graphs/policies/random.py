@@ -37,8 +37,7 @@ class Random(Policy):
 
     def score(self, slots: Candidates) -> Tensor:
         columns = slots.slot.shape[0]
-        first = slots.layers.start * slots.heads
-        rows = range(first, first + len(slots.layers) * slots.heads)
+        rows = [layer * slots.heads + head for layer in slots.layers for head in range(slots.heads)]
         table = [
             [hashed(hashed_row + slot) for slot in range(columns)]
             for hashed_row in (self.seed * 0x9E3779B1 + row * 0x10001 + 1 for row in rows)

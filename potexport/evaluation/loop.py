@@ -78,8 +78,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Held:
-    """What is in memory once a document was read. tokens: L x (Hkv, n) int32, as fed; slots: the
-    mean of n."""
+    """What is in memory once a document was read. tokens: of each layer that is compressed (Hkv, n)
+    int32, as fed; slots: the mean of n."""
 
     tokens: list[Array]
     compressions: int
@@ -160,9 +160,10 @@ class Loop:
         return Held(self.held(), session.stats.compressions)
 
     def held(self) -> list[Array]:
-        facts = self.session.manifest.model
+        layout = self.session.manifest.layout
         read = self.session.stats.tokens_read
-        return self._origins.held(read, layers=facts.layers, heads=facts.kv_heads)
+        heads = layout.facts.kv_heads
+        return self._origins.held(read, layers=len(layout.chosen), heads=heads)
 
     def read_whole(self, ids: Ids) -> Mark:
         """Read what fits the pot together with a question and its answer, without compressing."""

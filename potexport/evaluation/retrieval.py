@@ -125,12 +125,17 @@ class Retrieval:
             self.table[reader, mode].append(seen)
 
     def _full(self, untouched: Untouched, document: Document) -> list[list[Array]]:
-        """Asks the untouched model; for each question the attention to each token, L x (Hkv, n)."""
+        """Asks the untouched model; for each question the attention to each token, of each layer
+        that the bundle compresses (Hkv, n)."""
         untouched.read(document.ids)
         if self.needle:
             answers = [(question, untouched.ask(question)) for question in document.questions]
             self._add("full", self.readers.modes, Seen(document.ids.size, 0.0, answers))
-        return [untouched.attention(q.given) for q in document.questions] if self.hits else []
+        if not self.hits:
+            return []
+        chosen = self.readers.loop.session.manifest.layout.chosen
+        paid = [untouched.attention(q.given) for q in document.questions]
+        return [[each[layer] for layer in chosen] for each in paid]
 
     def _unknown(
         self, beginning: Mark, document: Document, policy: str, paid: list[list[Array]]
@@ -186,10 +191,11 @@ class Retrieval:
         seen = Seen(ids.size)
         if self.needle:
             seen.answers = self._ask_each(document)
-        facts = loop.session.manifest.model
+        layout = loop.session.manifest.layout
         first, last = np.split(np.arange(document.ids.size, dtype=np.int32), [document.head.size])
         numbers = latest(first, last, self._room)
-        held = [np.broadcast_to(numbers, (facts.kv_heads, numbers.size))] * facts.layers
+        held = [np.broadcast_to(numbers, (layout.facts.kv_heads, numbers.size))]
+        held *= len(layout.chosen)
         seen.rates = [hit_rate(held, each, loop.keep) for each in paid]
         self._add("truncation", self.readers.modes, seen)
 

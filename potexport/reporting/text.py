@@ -94,9 +94,10 @@ def _intro(trace: Trace, manifest: Manifest) -> str:
         question = f"The question behind it is {how}: “{asked.question}”"
         if asked.known and any(told.cut for told in trace.told):
             question += f" Its last {manifest.pot.catalyst_width} tokens score."
+    layers = len(manifest.layout.chosen)
     return (
         f"{trace.name}, {len(trace.pieces):,} tokens with the chat's frame. Each token is shaded "
-        f"by how many of the {heads} heads, in {manifest.model.layers} layers, still hold it: "
+        f"by how many of the {heads} heads, in {layers} layers, still hold it: "
         f"every head keeps its own. {question}"
     )
 

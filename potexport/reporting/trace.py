@@ -141,8 +141,8 @@ def _follow(
     asked: Asked,
     on_progress: reading.Progress,
 ) -> Told:
-    facts = session.manifest.model
-    ledger = Ledger([facts.kv_heads] * facts.layers, ids.size)
+    layout = session.manifest.layout
+    ledger = Ledger([layout.facts.kv_heads] * len(layout.chosen), ids.size)
     chunks: list[Chunk] = []
 
     def compressed(kept: list[Array]) -> None:

@@ -86,7 +86,7 @@ def model_keys(folder: str, text: Path) -> Array:
     geometry = default_geometry(facts, slots=SLOTS)
     ids = channels.tokens(text.read_text()[100_000:], AutoTokenizer.from_pretrained(folder))
     layout = Layout(facts, geometry, frozenset())
-    keys = channels.plain_keys(PotModel(model.eval(), geometry), layout, ids[:512])
+    keys = channels.plain_keys(PotModel(model.eval(), layout.facts, geometry), layout, ids[:512])
     made: Array = keys[:: len(keys) // 6].flatten(0, 1)[:, :KEEP].double().numpy()
     return made
 

@@ -128,7 +128,7 @@ def altered(bundle: Path) -> None:
 
 def newer(bundle: Path) -> None:
     text = (bundle / "potexport.json").read_text()
-    (bundle / "potexport.json").write_text(text.replace('"format": 2', '"format": 3'))
+    (bundle / "potexport.json").write_text(text.replace('"format": 3', '"format": 4'))
 
 
 def no_manifest(bundle: Path) -> None:

@@ -105,7 +105,7 @@ def test_executorchs_own_kernels_compress_in_half_precision(built: Built, model:
     """What runs beside Core ML, as it would there: the same slots and the same bits as PyTorch."""
     bundle = built("ios")
     layout = bundles.read(bundle).layout
-    spec, core = layout.graphs()["compress"], PotModel(load(model), layout.pot)
+    spec, core = layout.graphs()["compress"], PotModel(load(model), layout.facts, layout.pot)
     random = torch.Generator().manual_seed(0)
     given = []
     for tensor in spec.inputs:
@@ -113,7 +113,7 @@ def test_executorchs_own_kernels_compress_in_half_precision(built: Built, model:
         numbers = {"past_seq_len": POT["pot"] - 3, "keep": POT["keep"]}
         fixed = numbers.get(tensor.name)
         given.append(whole if fixed is None else torch.full_like(whole, fixed))
-    squeeze = Compress(InfiniPot(), layout.pot, core.turn)
+    squeeze = Compress(InfiniPot(), layout.pot, core.turns)
     wanted = programs.trace(squeeze, spec).module()(*given)
     method = open_program(bundle / "model.pte").load_method("compress")
     for tensor, one, other in zip(spec.outputs, method.execute(given), wanted, strict=True):

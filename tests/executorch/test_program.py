@@ -149,7 +149,7 @@ def test_8da4w_is_torchaos_own_arithmetic(tmp_path: Path, head_size: int) -> Non
 
         model = tiny.model("llama-tied", num_hidden_layers=2, **sizes)
         manifest = session.manifest
-        core = PotModel(model, manifest.pot)
+        core = PotModel(model, manifest.model, manifest.pot)
         if quantize:
             w4(model)
         facts = manifest.policy

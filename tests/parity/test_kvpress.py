@@ -102,7 +102,7 @@ def ours(text: str, family: str, *, sink: int = 0) -> list[np.ndarray[Any, Any]]
     model = tiny.model(family)
     geometry = PotGeometry(CONTEXT, 8, KEEP, 40, WINDOW, sink, 0, positions=200)
     layout = Layout(model_facts(model.config), geometry, frozenset(policy.needs))
-    core, ids = PotModel(model, geometry), tokens(CONTEXT)
+    core, ids = PotModel(model, layout.facts, geometry), tokens(CONTEXT)
     known = statistics.measure(core, layout, ids) if "queries" in policy.needs else None
     backend = TorchBackend(core, [(facts, policy)], layout, known)
     for first in range(0, CONTEXT, 8):

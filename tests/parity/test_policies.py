@@ -286,7 +286,7 @@ def test_statistics_are_those_of_the_models_queries(held: Held) -> None:
         )
     ids = tokens(POT["pot"])
     model(torch.from_numpy(ids[None].astype(np.int64)))
-    core = PotModel(load(held.model), manifest.pot)
+    core = PotModel(load(held.model), manifest.model, manifest.pot)
     found = statistics.measure(core, manifest.layout, ids)
     for layer, each in enumerate(queries):
         plain = each[:, statistics.SINKS :]  # (Hq, n, D)

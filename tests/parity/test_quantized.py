@@ -56,7 +56,8 @@ class Case:
         model = loader.load_model(
             loader.resolve(str(self.model)), dtype=torch.float32, attn_implementation="eager"
         )
-        return PotModel(model, bundle.read(self.folder).pot)
+        manifest = bundle.read(self.folder)
+        return PotModel(model, manifest.model, manifest.pot)
 
     def recorded(self) -> Recording:
         return _record(Session.open(self.folder))
