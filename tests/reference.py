@@ -24,6 +24,7 @@ from torch.nn import functional
 from tests.reference_policies import RULES, Choice, Seen, choose
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+Rope = tuple[Tensor, float | Tensor]  # angle per position of each pair, factor on cos and sin
 
 
 def inverse_frequencies(model: nn.Module, head_size: int) -> tuple[Tensor, float]:
@@ -41,10 +42,11 @@ def inverse_frequencies(model: nn.Module, head_size: int) -> tuple[Tensor, float
     return rotary.inv_freq.double(), float(rotary.attention_scaling)
 
 
-def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, factor: float = 1.0) -> Tensor:
+def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, factor: float | Tensor = 1.0) -> Tensor:
     """Rotate-half RoPE. x [..., n, D], positions [..., n] integers -> [..., n, D].
 
-    Pair i is (x[i], x[i + D/2]), turned by positions * inv_freq[i]; the angle is float64.
+    Pair i is (x[i], x[i + D/2]), turned by positions * inv_freq[i]; the angle is float64. The
+    factor on cos and sin is one for all pairs, or [D/2].
     """
     angle = positions[..., None].double() * inv_freq  # [..., n, D/2]
     cos, sin = (angle.cos() * factor).to(x.dtype), (angle.sin() * factor).to(x.dtype)
@@ -52,7 +54,7 @@ def rotate(x: Tensor, positions: Tensor, inv_freq: Tensor, factor: float = 1.0) 
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _turn(rope: tuple[Tensor, float], x: Tensor, positions: Tensor) -> Tensor:
+def _turn(rope: Rope, x: Tensor, positions: Tensor) -> Tensor:
     """`rotate` without the factor on cos and sin."""
     return rotate(x, positions, rope[0])
 
@@ -90,6 +92,8 @@ class Reference:
         dtype: of all arithmetic.
     Attributes:
         position: of the next token.
+        chosen: the layers that fill up and are compressed, here all. What is listed by layer
+            (`fills`, `novelty`, `mass`, `kept`, `margins`, layer_slots) is of these alone.
         kept: L of [Hkv, keep] int64 a compression: the slots kept, by their index before it.
         margins: one [L, Hkv] float64 a compression: Choice.margin of each head.
         resets: whether each compression moved all to the front.
@@ -142,7 +146,11 @@ class Reference:
         self._rows: list[list[Tensor]] = [[] for _ in range(self._layers)]
 
     def _load(self, model: nn.Module) -> None:
-        """Take weights and geometry from the model, and make an empty pot."""
+        """Take weights and geometry from the model, and make an empty pot.
+
+        After it there are `chosen`, _layers, _kv_heads, _groups, _head_size, and _ropes of each
+        layer.
+        """
         config: Any = model.config
         windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
         if config.model_type not in FAMILIES or config.hidden_act != "silu" or windows:
@@ -155,7 +163,12 @@ class Reference:
         self._groups = int(config.num_attention_heads) // self._kv_heads
         key_rows = self._weights["model.layers.0.self_attn.k_proj.weight"].shape[0]
         self._head_size = key_rows // self._kv_heads
-        self._rope = inverse_frequencies(model, self._head_size)
+        self._ropes: list[Rope] = [inverse_frequencies(model, self._head_size)] * self._layers
+        self.chosen = list(range(self._layers))
+        self._empty()
+
+    def _empty(self) -> None:
+        """Make an empty pot."""
         rows = torch.zeros(self._kv_heads, 0, self._head_size, dtype=self.dtype)
         none = rows[..., 0]
         empty = Entries(rows, rows, none, none, none.long())
@@ -169,16 +182,16 @@ class Reference:
     @property
     def fills(self) -> list[int]:
         """Entries of each layer."""
-        return [pot.keys.shape[1] for pot in self._pot]
+        return [self._pot[layer].keys.shape[1] for layer in self.chosen]
 
     @property
     def novelty(self) -> list[Tensor]:
         """For each layer [Hkv, fill], nats: the surprise of each entry's token when it was read."""
-        return [pot.novelty for pot in self._pot]
+        return [self._pot[layer].novelty for layer in self.chosen]
 
     def keys(self, layer: int) -> Tensor:
         """[Hkv, fill, D], rotated at their present positions."""
-        return rotate(self._pot[layer].keys, self._pot[layer].positions, *self._rope)
+        return rotate(self._pot[layer].keys, self._pot[layer].positions, *self._ropes[layer])
 
     def values(self, layer: int) -> Tensor:
         """[Hkv, fill, D]."""
@@ -205,18 +218,19 @@ class Reference:
 
         `remaining`: tokens to be read from here on, these included; infinite if not known.
         """
-        sizes = self.layer_slots or [self.slots] * self._layers
+        sizes = self.layer_slots or [self.slots] * len(self.chosen)
         if any(fill + len(tokens) > size for fill, size in zip(self.fills, sizes, strict=True)):
             self.compress(int(min(self.keep_max, max(self.keep, self.slots - remaining))))
-        hidden, news, attention = self._run(tokens)
-        logits = self._logits(hidden)  # [n, V]
+        logits, news, attention = self._run(tokens)
         novelty = self._surprises(tokens, logits).expand(self._kv_heads, -1)
-        for layer, (fill, pot, new) in enumerate(zip(self.fills, self._pot, news, strict=True)):
+        for layer, (pot, new) in enumerate(zip(self._pot, news, strict=True)):
+            fill = pot.keys.shape[1]
             received = attention[layer].mean(dim=1).sum(dim=1)  # [Hkv, m]
             old = pot._replace(received=pot.received + received[:, :fill])
             new = new._replace(novelty=novelty, received=received[:, fill:])
             self._pot[layer] = old.followed_by(new)
-            self._rows[layer] += attention[layer].unbind(dim=2)
+            if layer in self.chosen:
+                self._rows[layer] += attention[layer].unbind(dim=2)
         self.position += len(tokens)
         self._next_logits = logits[-1]
         return logits[-1]
@@ -234,26 +248,33 @@ class Reference:
 
     def compress(self, keep: int) -> None:
         """Keep `keep` entries a layer and head, in their order."""
-        more = [size - self.slots for size in self.layer_slots] or [0] * self._layers
+        more = [size - self.slots for size in self.layer_slots] or [0] * len(self.chosen)
         if not self.sink + self.recent - min(more) <= keep <= self.fill - min(more):
             raise ValueError(f"cannot keep {keep} of {self.fill} entries")
         keeps = [min(keep + m, fill) for m, fill in zip(more, self.fills, strict=True)]
-        none = [torch.zeros_like(pot.novelty) for pot in self._pot]
+        none = [torch.zeros_like(novelty) for novelty in self.novelty]
         masses = self.mass() if self.catalyst else none
-        layers = zip(range(self._layers), masses, keeps, strict=True)
+        layers = zip(self.chosen, masses, keeps, strict=True)
         choices = [self._choose(*each) for each in layers]
         kept = [torch.tensor([head.kept for head in layer]) for layer in choices]
         next_end = self.position + self.slots - keep + self.widest
         reset = self.positions is None or next_end > self.positions
-        for layer, idx in enumerate(kept):
+        for layer, idx in zip(self.chosen, kept, strict=True):
             self._pot[layer] = self._gather(self._pot[layer], idx, reset=reset)
             self._rows[layer] = []
         if reset:
+            self._move_others(self.fill - self.position)
             self.position = self.fill
         self.kept.append(kept)
         self.resets.append(reset)
         margins = [[head.margin for head in layer] for layer in choices]
         self.margins.append(torch.tensor(margins, dtype=torch.float64))
+
+    def _move_others(self, distance: int) -> None:
+        """Move the layers that are not chosen as far as the next token moves; here there are none.
+
+        So each token to come is as far from what they hold as it would have been.
+        """
 
     def mass(self) -> list[Tensor]:
         """Attention of the catalyst to each entry: L of [Hkv, fill].
@@ -262,14 +283,14 @@ class Reference:
         stands where the next token would, sees the pot and causally itself, and is not stored.
         """
         _, _, probabilities = self._run(list(self.catalyst or ()))  # L of [Hkv, G, n, m]
-        fills = zip(probabilities, self.fills, strict=True)
-        return [p[..., :fill].sum(dim=2).mean(dim=1) for p, fill in fills]
+        fills = zip(self.chosen, self.fills, strict=True)
+        return [probabilities[i][..., :fill].sum(dim=2).mean(dim=1) for i, fill in fills]
 
     def _choose(self, layer: int, mass: Tensor, keep: int) -> list[Choice]:
         """What each head of a layer keeps: Hkv choices. mass [Hkv, fill]."""
         if self.policy in ("infinipot", "catalyst") and not self.catalyst:
             raise ValueError("the policy needs a catalyst, and there is none")
-        pot, turn = self._pot[layer], partial(_turn, self._rope)
+        pot, turn = self._pot[layer], partial(_turn, self._ropes[layer])
         statistics = self.statistics
         seen = Seen(
             layer,
@@ -314,7 +335,7 @@ class Reference:
     def _run(self, tokens: list[int]) -> tuple[Tensor, list[Entries], list[Tensor]]:
         """Run tokens over the pot, storing nothing; the first stands at `position`.
 
-        Returns: the last layer's output [n, E]; the tokens' entries, one a layer, novelty 0; the
+        Returns: the logits [n, V]; the tokens' entries, one a layer, novelty 0; the
         attention probabilities, one [Hkv, G, n, m] a layer.
         """
         places = torch.arange(self.position, self.position + len(tokens))  # [n]
@@ -325,14 +346,14 @@ class Reference:
             normed = self._norm(f"{name}.input_layernorm", x)
             query, new = self._project(f"{name}.self_attn", normed, places)
             visible = self._pot[layer].followed_by(new)
-            probability = self._attend(query, visible, places)
+            probability = self._attend(layer, query, visible, places)
             mixed = probability @ visible.values[:, None]  # [Hkv, G, n, D]
             mixed = mixed.flatten(0, 1).transpose(0, 1).flatten(1)  # [n, Hq * D]
             x = x + self._linear(f"{name}.self_attn.o_proj", mixed)
             x = x + self._mlp(f"{name}.mlp", self._norm(f"{name}.post_attention_layernorm", x))
             news.append(new)
             probabilities.append(probability)
-        return x, news, probabilities
+        return self._logits(x), news, probabilities
 
     def _project(self, name: str, x: Tensor, places: Tensor) -> tuple[Tensor, Entries]:
         """x [n, E] -> query [Hkv, G, n, D] un-rotated, and the tokens' entries."""
@@ -346,11 +367,11 @@ class Reference:
         nothing = torch.zeros_like(key[..., 0])
         return query, Entries(key, value, nothing, nothing, positions)
 
-    def _attend(self, query: Tensor, visible: Entries, places: Tensor) -> Tensor:
+    def _attend(self, layer: int, query: Tensor, visible: Entries, places: Tensor) -> Tensor:
         """query [Hkv, G, n, D] at places [n] -> probabilities over pot and chunk [Hkv, G, n, m]."""
-        query = rotate(query, places, *self._rope)
-        key = rotate(visible.keys, visible.positions, *self._rope)[:, None]  # [Hkv, 1, m, D]
-        scores = query @ key.transpose(-1, -2) / math.sqrt(self._head_size)
+        query = rotate(query, places, *self._ropes[layer])
+        key = rotate(visible.keys, visible.positions, *self._ropes[layer])[:, None]
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self._head_size)  # [Hkv, G, n, m]
         own = torch.arange(key.shape[2] - len(places), key.shape[2])  # [n]: place in the list
         hidden = torch.arange(key.shape[2]) > own[:, None] + int(self.mask_off_by_one)  # [n, m]
         return scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
