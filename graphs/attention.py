@@ -8,7 +8,9 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +54,20 @@ class Pass:
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
     new_mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, T) float32
     queries: dict[int, Tensor] | None = None  # layer -> (1, Hq, T, D), rotated, if wanted
+
+
+# Not an argument, for some families' layers hand on only those that they know.
+_PASS: ContextVar[Pass] = ContextVar("pass")
+
+
+@contextmanager
+def over(step: Pass) -> Iterator[None]:
+    """Let the attention of a model that is called within read this pot."""
+    token = _PASS.set(step)
+    try:
+        yield
+    finally:
+        _PASS.reset(token)
 
 
 def mask(
@@ -99,18 +115,17 @@ def pot_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    pot: Pass,
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of one layer, as transformers calls it.
+    """The attention of one layer, as transformers calls it, over the pot of the present pass; the
+    new rows, and the mass if wanted, are left in that.
 
     Args:
         query: (1, Hq, T, D), rotated. key, value: (1, Hkv, T, D), the key rotated.
-        pot: this pass; the new rows, and the mass if wanted, are left in it.
         sliding_window: how many tokens a query sees; refused if the pot was not made for it.
         softcap: the bound that scores approach (arXiv 2408.00118, section 2).
 
@@ -119,6 +134,7 @@ def pot_attention(
     of Attn(x_i -> x_t).
     Differs: averaged over the query heads of a group, which the paper leaves open.
     """
+    pot = _PASS.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
     refuse(module, extra, sliding_window, layer, pot.geometry)
     query, key = (in_order(each, pot.orders[layer]) for each in (query, key))

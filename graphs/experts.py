@@ -33,7 +33,8 @@ def all_experts(
     chosen = top_k_index[None] == number[:, None, None]  # (experts, T, k)
     weights = torch.where(chosen, top_k_weights[None], 0.0).sum(dim=-1, keepdim=True)
     first = module.gate_up_proj if module.has_gate else module.up_proj
-    inner = _product(module, hidden_states[None], first, "gate_up_proj", "up_proj")
+    each = hidden_states.expand(module.num_experts, -1, -1)  # ExecuTorch's products broadcast none
+    inner = _product(module, each, first, "gate_up_proj", "up_proj")
     inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
     out = _product(module, inner, module.down_proj, "down_proj")
     if module.has_post_expert_norm:
@@ -42,7 +43,7 @@ def all_experts(
 
 
 def _product(module: Any, x: Tensor, weight: Tensor, *names: str) -> Tensor:
-    """x (1 or experts, T, in) by each expert's weight -> (experts, T, out)."""
+    """x (experts, T, in) by each expert's weight -> (experts, T, out)."""
     out = x @ (weight if module.is_transposed else weight.transpose(1, 2))
     if not module.has_bias:
         return out

@@ -114,9 +114,10 @@ class PotModel(nn.Module):
             queries={} if want_queries else None,
         )
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
-        logits = self.model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, pot=step
-        ).logits
+        with attention.over(step):
+            logits = self.model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False
+            ).logits
         layers = range(len(keys))
         weighted = self.geometry.chosen(len(keys)) if query_weights is not None else []
         mass = step.mass

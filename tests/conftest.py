@@ -3,7 +3,14 @@ would spin beside ONNX Runtime's."""
 
 import importlib
 import importlib.util
+import json
 import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,3 +20,35 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before anything loads Qualcomm's libQnnHtp: the other order crashes the process.
 if importlib.util.find_spec("executorch") is not None:
     importlib.import_module("potexport.runtime.executorch_backend").binding()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-families", action="store_true", help="rare ones too; takes a while")
+    parser.addoption("--families", metavar="FILE", help="write what was measured of each, as JSON")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process run all of a folder's tests, which share what they build (pytest-xdist with
+    --dist loadgroup); unit tests, and families, share nothing."""
+    for item in items:
+        folder = item.path.parent.relative_to(HERE).as_posix()
+        if folder not in ("unit", "families"):
+            item.add_marker(pytest.mark.xdist_group(folder))
+
+
+_FOUND: list[dict[str, Any]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Also of other processes' tests."""
+    if report.when == "call":
+        known = (each for name, each in report.user_properties if name == "family")
+        _FOUND.extend({**each, "passed": report.passed} for each in known)  # type: ignore[dict-item]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--families")
+    if path and not hasattr(session.config, "workerinput"):
+        found = sorted(_FOUND, key=lambda each: (each["family"], each["runtime"]))
+        Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

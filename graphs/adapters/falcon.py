@@ -17,17 +17,15 @@ from potexport.graphs import attention
 
 
 def adapt(model: PreTrainedModel) -> None:
-    """Let each layer's attention read the pot of the pass that its model was called with."""
+    """Let each layer's attention read the pot."""
     if model.config.alibi:
         raise PotexportError(
             "this Falcon has no rotary positions but a bias by distance (alibi), which the pot's "
             "attention does not compute; choose one with rotary positions"
         )
-    calls: list[attention.Pass] = []  # of the model's present call; its code drops what it is given
     for module in model.modules():
         if isinstance(module, FalconAttention):
-            module.forward = partial(_attend, module, calls)  # type: ignore[method-assign]
-    model.forward = partial(_forward, model.forward, calls)
+            module.forward = partial(_attend, module)  # type: ignore[method-assign]
 
 
 def kv_heads(config: Any) -> int:
@@ -36,17 +34,8 @@ def kv_heads(config: Any) -> int:
     return 1
 
 
-def _forward(own: Any, calls: list[attention.Pass], *, pot: attention.Pass, **given: Any) -> Any:
-    calls.append(pot)
-    try:
-        return own(**given)
-    finally:
-        calls.pop()
-
-
 def _attend(
     module: Any,
-    calls: list[attention.Pass],
     hidden_states: Tensor,
     *,
     position_embeddings: tuple[Tensor, Tensor],
@@ -57,7 +46,7 @@ def _attend(
     turn: Any = apply_rotary_pos_emb
     query, key = turn(query, key, *position_embeddings)
     out, _weights = attention.pot_attention(
-        module, query, key, value, None, pot=calls[-1], scaling=module.inv_norm_factor
+        module, query, key, value, None, scaling=module.inv_norm_factor
     )
     return module.dense(out.reshape(1, hidden_states.shape[1], -1)), None
 
