@@ -27,7 +27,7 @@ from potexport.graphs.turns import Order, in_order
 NAME = "potexport"
 
 # Arguments by which transformers' layers ask for attention that this function does not compute.
-UNSUPPORTED = ("s_aux", "alibi", "position_bias")
+UNSUPPORTED = ("alibi", "position_bias")
 
 
 @dataclass
@@ -119,6 +119,7 @@ def pot_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """The attention of one layer, as transformers calls it, over the pot of the present pass; the
@@ -128,6 +129,8 @@ def pot_attention(
         query: (1, Hq, T, D), rotated. key, value: (1, Hkv, T, D), the key rotated.
         sliding_window: how many tokens a query sees; refused if the pot was not made for it.
         softcap: the bound that scores approach (arXiv 2408.00118, section 2).
+        s_aux: (Hq,), a score of each head that takes its share of attention and gives nothing
+            (arXiv 2508.10925, section 2.2).
 
     Returns: (1, T, Hq, D) and None for the attention weights.
     Source: arXiv 2410.01518, section 3 (mass, "catalyst prompt"): u_t = sum over catalyst queries
@@ -137,6 +140,7 @@ def pot_attention(
     pot = _PASS.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
     refuse(module, extra, sliding_window, layer, pot.geometry)
+    check_heads(module, key, value)
     query, key = (in_order(each, pot.orders[layer]) for each in (query, key))
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
@@ -156,7 +160,11 @@ def pot_attention(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     slots = scores.shape[-1] - width
-    weights = torch.softmax(scores + pot.masks[layer], dim=-1, dtype=torch.float32)
+    scores = scores + pot.masks[layer]
+    if s_aux is not None:
+        nothing = s_aux.reshape(kv_heads, -1, 1).expand(-1, -1, width).reshape(kv_heads, -1, 1)
+        scores = torch.cat([scores, nothing.to(scores.dtype)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : slots + width]
     if pot.row_weights is not None:
         pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
         pot.new_mass[layer] = (pot.row_weights @ weights[..., slots:])[:, 0]
@@ -189,6 +197,16 @@ def refuse(
             f"{kind} of layer {layer} looks back {sliding_window or 'at all'} tokens, and the "
             f"model's config says {pot.window_of(layer) or 'all'}; save the config that the model "
             "was trained with"
+        )
+
+
+def check_heads(module: nn.Module, key: Tensor, value: Tensor) -> None:
+    """Raise PotexportError for heads of a shape that a pot does not have."""
+    if key.shape != value.shape:
+        raise PotexportError(
+            f"{type(module).__name__} makes keys of {key.shape[1]} heads of {key.shape[3]} and "
+            f"values of {value.shape[1]} of {value.shape[3]}; a pot takes heads of one size (not "
+            "latent attention)"
         )
 
 

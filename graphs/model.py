@@ -172,6 +172,11 @@ class PotModel(nn.Module):
         fill = torch.zeros(1 if self.geometry.uniform else self.facts.layers, dtype=torch.int32)
         zero, pot = torch.zeros(1, dtype=torch.int32), self.empty()
         near, far = (self.run(token, fill, zero + n, *pot).keys for n in (0, distance))
+        if len({key.data_ptr() for key in near}) < len(near):
+            raise PotexportError(
+                f"{self.facts.model_type} has layers that read the keys of others; each must have "
+                "its own"
+            )
         return turns.measure(
             [key[0, :, :, 0].float() for key in near],
             [key[0, :, :, 0].float() for key in far],

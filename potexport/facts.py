@@ -31,7 +31,8 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
         )
     except AttributeError as error:
         raise PotexportError(
-            f"model type {config.model_type!r} is not supported: its config lacks {error.name}"
+            f"model type {config.model_type!r} is not supported: its config lacks {error.name}; "
+            "expected a decoder with rotary positions (llama, qwen2, …)"
         ) from error
 
 

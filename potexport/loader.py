@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # The first is read as it is; transformers can convert the others to a fast tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 SILENT = 100  # above logging.CRITICAL
 ACCEPTED = "expected a decoder with a key/value cache (llama, qwen2, …): choose another checkpoint"

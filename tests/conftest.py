@@ -50,5 +50,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--families")
     if path and not hasattr(session.config, "workerinput"):
-        found = sorted(_FOUND, key=lambda each: (each["family"], each["runtime"]))
+        found = sorted(_FOUND, key=lambda each: json.dumps(each))
         Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

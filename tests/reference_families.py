@@ -52,6 +52,7 @@ TABLE: dict[str, Turning] = {
     "falcon": WHOLE,  # 2311.16867; where it has no ALiBi
     "gemma3_text": Turning(by_type=True),  # 2503.19786: base 10k in local layers, 1M in global
     "olmo3": Turning(by_type=True),
+    "gpt_oss": WHOLE,
     "smollm3": Turning(still="listed"),  # 2501.18795, RNoPE: every fourth layer
     "exaone4": Turning(still="global"),  # 2507.11407
     "cohere2": Turning("interleaved", still="global"),  # 2504.00698
@@ -155,6 +156,7 @@ def _attention(
         value[0],
         scaling=known["scaling"],
         softcap=known.get("softcap"),
+        sinks=known.get("s_aux"),
     )
     return mixed[None], None
 
@@ -255,6 +257,7 @@ class FamilyReference(Reference):
         *,
         scaling: float,
         softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """One layer's attention over the pot and the tokens of this pass, whose entries it notes.
 
@@ -274,7 +277,13 @@ class FamilyReference(Reference):
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         hidden = self._hidden(layer, count, keys.shape[2])
-        share = scores.masked_fill(hidden, -math.inf).softmax(dim=-1)
+        scores = scores.masked_fill(hidden, -math.inf)
+        most = scores.amax(dim=-1, keepdim=True)
+        weights = (scores - most).exp()
+        total = weights.sum(dim=-1, keepdim=True)
+        if sinks is not None:  # [Hq], of gpt-oss: takes its share and gives nothing
+            total = total + (sinks.reshape(self._kv_heads, self._groups, 1, 1) - most).exp()
+        share = weights / total
         self._news[layer], self._shares[layer] = new, share
         mixed = share @ visible.values[:, None]  # [Hkv, G, n, D]
         return mixed.flatten(0, 1).transpose(0, 1)

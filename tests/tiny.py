@@ -140,6 +140,15 @@ FAMILIES: dict[str, Family] = {
         {**E72, "rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
         NO_HEAD_DIM,
     ),
+    "gpt-oss": Family(
+        "GptOss",
+        {
+            **EXPERTS,
+            "num_local_experts": 4,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "sliding_window": WINDOW,
+        },
+    ),
     "granite": Family(
         "Granite",
         {
