@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from potexport import defaults, pipeline, plugins, show_policies
+from potexport import defaults, facts, pipeline, plugins, show_policies
 from potexport.errors import PotexportError
 from potexport.graphs.policies import NEEDS, Policy
 from potexport.graphs.policies._find import PACKAGE, make_policy, parse_policy, policy_class
@@ -125,7 +125,8 @@ def test_there_is_a_default_for_every_size() -> None:
 
 def test_the_default_goes_by_parameters() -> None:
     small, large = LlamaConfig(num_hidden_layers=1), LlamaConfig()  # 0.5e9 and 6.7e9
-    chosen = [defaults.policy(each, trust_remote_code=False) for each in (small, large)]
+    models = [facts.without_storage(each, trust_remote_code=False) for each in (small, large)]
+    chosen = [defaults.policy(each) for each in models]
     assert chosen == [defaults.TABLE[0].policy, defaults.TABLE[-1].policy]
 
 
