@@ -19,8 +19,9 @@ from tests import tiny
 from tests.unit.checkpoints import refusal
 
 IDS = torch.arange(3, 60)[None]
-# Of the rounding of fp32, twice: peft adds the product's halves, the merge adds weights.
-TOLERANCE = 2e-4
+# Of the largest logit: peft adds what two products make, the merge adds the weights. Measured
+# 1.0e-5 for all linear layers, at most 6e-6 for the rest; without the adapter it is more than 1.
+TOLERANCE = 5e-5
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_merged_is_what_peft_computes_unmerged(
     plain = logits(tiny.model())
     wanted = logits(PeftModel.from_pretrained(tiny.model(), str(folder)).eval())
     model = merged(base, folder)
-    assert (plain - wanted).abs().max() > 100 * TOLERANCE * wanted.abs().max()
+    assert (plain - wanted).abs().max() > 1e4 * TOLERANCE * wanted.abs().max()
     assert (logits(model) - wanted).abs().max() < TOLERANCE * wanted.abs().max()
     untouched = tiny.model()
     assert type(model) is type(untouched)
