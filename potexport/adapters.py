@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before the model's own name of a module, in an adapter's file
+# Settings of LoRA that change how the model runs, or import what the file names.
+UNMERGED = ("layer_replication", "alora_invocation_tokens", "arrow_config", "megatron_config")
 Shape = tuple[int, ...]
 
 
@@ -73,7 +75,7 @@ def load_model(
 
 def _find(given: str) -> Source:
     adapter = loader.place(given)
-    config = adapter and loader.fetch(adapter, CONFIG)
+    config = adapter and loader.fetch(adapter, CONFIG, needed=True)
     if not adapter or not config:
         raise PotexportError(
             f"{given} is no adapter; expected a folder, or a hub id (org/name), with {CONFIG}"
@@ -92,6 +94,12 @@ def _find(given: str) -> Source:
         ) from error
     if kind != "LORA":
         raise PotexportError(f"the adapter {given} is of the kind {kind}; only LORA can be merged")
+    for setting in UNMERGED:
+        if raw.get(setting):
+            raise PotexportError(
+                f"the adapter {given} has {setting}, which is more than a change of weights; "
+                f"choose a LoRA adapter without"
+            )
     return adapter
 
 

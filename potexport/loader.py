@@ -66,7 +66,7 @@ def resolve(source: str) -> Source:
         raise PotexportError(
             f"{source} does not exist; expected a folder, a .gguf file or a hub id (org/name)"
         )
-    config = fetch(found, "config.json")
+    config = fetch(found, "config.json", needed=True)
     # Where peft is installed, transformers would leave such an adapter in the model, unmerged.
     if fetch(found, "adapter_config.json") is not None:
         raise PotexportError(
@@ -253,8 +253,11 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def fetch(source: Source, name: str) -> Path | None:
-    """One file of a folder or of a hub repository; None when the source has no such file."""
+def fetch(source: Source, name: str, *, needed: bool = False) -> Path | None:
+    """One file of a folder or of a hub repository; None when the source has no such file.
+
+    needed: whether every source of its kind has it, so that offline its absence proves nothing.
+    """
     if source.kind == "folder":
         path = Path(source.location, name)
         return path if path.is_file() else None
@@ -270,8 +273,8 @@ def fetch(source: Source, name: str) -> Path | None:
     except (OSError, EntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
         unreachable = isinstance(error, Unreachable)
         absent = isinstance(error, EntryNotFoundError) and not unreachable
-        # Offline, a repository whose config.json is in the cache has there all it ever had.
-        if absent or (unreachable and offline and name != "config.json"):
+        # Offline, a repository whose configuration is in the cache has there all it ever had.
+        if absent or (unreachable and offline and not needed):
             return None
         why = "no network, and not in the cache" if unreachable else first_line(error)
         raise PotexportError(
@@ -294,7 +297,7 @@ def _offline() -> bool:
 
 def _raw_config(source: Source) -> dict[str, Any]:
     """config.json as written, refused when it is no model's or a quantized model's."""
-    path = fetch(source, "config.json")
+    path = fetch(source, "config.json", needed=True)
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path else {}
         _ = raw["model_type"]

@@ -18,6 +18,7 @@ from potexport import adapters, bundle, loader
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
 from potexport.recording import compare, enough_tokens, record
+from potexport.runtime.quiet import quietly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -126,8 +127,9 @@ def verify(
     """
     import torch
 
-    from potexport import npu_parity
-    from potexport.following import Oracle
+    with quietly():  # transformers imports torchao where it is installed, which is not quiet
+        from potexport import npu_parity
+        from potexport.following import Oracle
     from potexport.runtime.session import Session
 
     on_stage("load")

@@ -205,6 +205,29 @@ def test_what_is_no_lora_adapter_is_refused(tmp_path: Path) -> None:
     assert "kind PROMPT_TUNING; only LORA" in message
 
 
+@pytest.mark.parametrize("setting", adapters.UNMERGED)
+def test_what_is_more_than_a_change_of_weights_is_refused(tmp_path: Path, setting: str) -> None:
+    path = write(tmp_path / "adapter", tiny.model()) / adapters.CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), setting: [[0, 1], [0, 2]]}))
+    assert f"has {setting}, which is more" in refusal(adapters.find, [str(path.parent)])
+
+
+def test_an_adapter_of_the_hub_out_of_reach_is_refused_for_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loader, "_offline", lambda: True)
+    message = refusal(adapters.find, ["nobody-here/no-such-adapter"])
+    assert "no network, and not in the cache" in message
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_were_trained_are_merged(tmp_path: Path, bias: str) -> None:
+    base = tiny.save(tmp_path / "base", "qwen2")
+    folder = write(tmp_path / "adapter", tiny.model("qwen2"), bias=bias)
+    wanted = logits(PeftModel.from_pretrained(tiny.model("qwen2"), str(folder)).eval())
+    assert (logits(merged(base, folder)) - wanted).abs().max() < TOLERANCE * wanted.abs().max()
+
+
 def test_without_peft_the_refusal_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert "pip install 'potexport[adapters]'" in refusal(adapters.find, ["anything"])
