@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report
-from potexport.cli_parts import COUNT, as_json, trust
+from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
 
@@ -206,6 +206,7 @@ def inspect(bundle: Path, json: bool) -> None:
 @cli.command(short_help="Compare a bundle with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="What the bundle was built from.")
+@adapter
 @click.option("--text", type=click.Path(), metavar="PATH",
               help="UTF-8 text to read. Default: random tokens.")  # fmt: skip
 @click.option("--question", metavar="TEXT",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from potexport.cli_parts import as_json, print_json, trust
+from potexport.cli_parts import adapter, as_json, print_json, trust
 from potexport.coding import POT_DTYPES
 from potexport.spec import PRECISIONS
 
@@ -17,6 +17,7 @@ from potexport.spec import PRECISIONS
 @click.command(short_help="Make a bundle from a model.")
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the new bundle.")
+@adapter
 @click.option("--target", default="cpu", help="Where it is to run; `potexport targets`. [cpu]")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "executorch"]), help="What is to run "
               "it there. Default: onnxruntime, where it has such a target.")  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from potexport.cli_parts import as_json
+from potexport.cli_parts import adapter, as_json
 from potexport.errors import PotexportError
 
 COUNT = click.IntRange(min=1)
@@ -25,6 +25,7 @@ NAMES = ("task", "policy", "question", "length")
               ".jsonl, for qa and summary; or org/name[:config] of the hub.")  # fmt: skip
 @click.option("--model", help="What the bundle was built from: read with its whole cache beside "
               "the policies, and for hit-rate.")  # fmt: skip
+@adapter
 @click.option("--task", multiple=True, metavar="NAME", help="needle, hit-rate, perplexity, qa or "
               "summary; repeatable. Default: all that there is input for.")  # fmt: skip
 @click.option("--policy", multiple=True, metavar="LABEL", help="Of the bundle; repeatable. "

@@ -26,5 +26,15 @@ def trust(function: Function) -> Function:
     )(function)
 
 
+def adapter(function: Function) -> Function:
+    return click.option(
+        "--adapter",
+        multiple=True,
+        metavar="FOLDER|ID",
+        help="LoRA adapter of the model, a folder or a hub id, merged into the weights; may be "
+        "given more than once.",
+    )(function)
+
+
 def print_json(document: object, indent: int | None = 1) -> None:
     click.echo(jsonlib.dumps(document, indent=indent))

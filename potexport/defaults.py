@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ TABLE = (
 COMPILED = "infinipot"
 
 
-def policy(config: PreTrainedConfig, *, trust_remote_code: bool) -> str:
-    """For a model that was not said what to keep."""
+def policy(model: PreTrainedModel) -> str:
+    """For a model, without storage or with, that was not said what to keep."""
     from potexport.facts import parameters
 
-    count = parameters(config, trust_remote_code=trust_remote_code)
+    count = parameters(model)
     return next(each.policy for each in TABLE if count <= each.up_to)

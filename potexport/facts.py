@@ -61,19 +61,11 @@ def most_positions(config: PreTrainedConfig) -> int | None:
     return min(limits, default=None)
 
 
-def weight_bytes(
-    config: PreTrainedConfig,
-    precision: str,
-    dtype: str,
-    *,
-    packed_tables: bool,
-    trust_remote_code: bool,
-) -> int:
+def weight_bytes(model: Any, precision: str, dtype: str, *, packed_tables: bool) -> int:
     """About how many bytes all weights take, from an instance without storage.
 
     dtype: of what is not quantized. packed_tables: whether embeddings are quantized as well.
     """
-    model = _without_storage(config, trust_remote_code=trust_remote_code)
     table = model.get_input_embeddings().weight
     sizes = [
         weight.numel() for weight in model.parameters() if weight is not table
@@ -87,7 +79,8 @@ def weight_bytes(
     return int(2 * table.numel() + own + QUANTIZED[precision] * sum(sizes))
 
 
-def _without_storage(config: PreTrainedConfig, *, trust_remote_code: bool) -> Any:
+def without_storage(config: PreTrainedConfig, *, trust_remote_code: bool) -> Any:
+    """The model with every shape and no number in it."""
     import torch
 
     with quietly():  # transformers imports torchao where it is installed, which is not quiet
@@ -98,9 +91,8 @@ def _without_storage(config: PreTrainedConfig, *, trust_remote_code: bool) -> An
         return auto.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def parameters(config: PreTrainedConfig, *, trust_remote_code: bool) -> int:
+def parameters(model: PreTrainedModel) -> int:
     """How many numbers the model was trained to, tied ones once."""
-    model = _without_storage(config, trust_remote_code=trust_remote_code)
     return sum(weight.numel() for weight in model.parameters())
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib import parse, request
 
-from potexport import gguf_source
+from potexport import gguf_source, kinds
 from potexport.errors import PotexportError
 from potexport.runtime.quiet import quietly
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # The first is read as it is; transformers can convert the others to a fast tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
-ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 SILENT = 100  # above logging.CRITICAL
 ACCEPTED = "expected a decoder with a key/value cache (llama, qwen2, …): choose another checkpoint"
@@ -47,28 +46,47 @@ class Source:
     def __str__(self) -> str:
         return f"{self.location}@{self.revision}" if self.revision else self.location
 
+    @property
+    def name(self) -> str:
+        """Without the folders of this machine."""
+        return str(self) if self.kind == "hub" else Path(self.location).name
+
 
 def resolve(source: str) -> Source:
     """Tell a folder, a .gguf file and a hub id apart, and refuse what could never load."""
     path = Path(source).expanduser()
-    if path.is_dir():
-        _check_folder(path)
-        return Source("folder", str(path.resolve()))
     if path.is_file():
         if not gguf_source.is_gguf(path):
             raise PotexportError(
                 f"{source} is not a GGUF file; expected one, or the Hugging Face folder of a model"
             )
         return Source("gguf", str(path.resolve()))
-    hub = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", source, re.ASCII)
-    if hub is None or source.endswith(".gguf"):
+    found = None if source.endswith(".gguf") else place(source)
+    if found is None:
         raise PotexportError(
             f"{source} does not exist; expected a folder, a .gguf file or a hub id (org/name)"
         )
-    found = Source("hub", hub[1], hub[2])
-    if _fetch(found, "config.json") is None:
+    config = fetch(found, "config.json", needed=True)
+    # Where peft is installed, transformers would leave such an adapter in the model, unmerged.
+    if fetch(found, "adapter_config.json") is not None:
+        raise PotexportError(
+            f"{source} holds an adapter; give the model it was trained on, and the adapter's own "
+            f"folder with --adapter"
+        )
+    if found.kind == "folder":
+        _check_folder(path)
+    elif config is None:
         raise PotexportError(f"{found} has no config.json on the hub; choose a model repository")
     return found
+
+
+def place(given: str) -> Source | None:
+    """The folder or the hub's repository, whatever it holds; None for neither."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return Source("folder", str(path.resolve()))
+    hub = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", given, re.ASCII)
+    return Source("hub", hub[1], hub[2]) if hub else None
 
 
 def read_config(source: Source, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -96,9 +114,9 @@ def read_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
             config = AutoConfig.from_pretrained(**where, trust_remote_code=trust_remote_code)
         except (*UNREADABLE, ImportError, StrictDataclassError) as error:
             raise PotexportError(
-                f"{source}: its configuration cannot be read ({_line(error)}); {ACCEPTED}"
+                f"{source}: its configuration cannot be read ({first_line(error)}); {ACCEPTED}"
             ) from error
-        unfit = _unfit(config, own_code=own_code)
+        unfit = kinds.unfit(config, own_code=own_code)
     if unfit:
         raise PotexportError(f"{source}: model_type '{config.model_type}' {unfit}; {ACCEPTED}")
     return cast("PreTrainedConfig", config)
@@ -108,7 +126,6 @@ def load_model(
     source: Source, *, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The model in eval mode, without gradients, dense, every weight present and finite."""
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -129,24 +146,32 @@ def load_model(
             )
         except bad as error:
             raise PotexportError(
-                f"{source}: the weights cannot be loaded ({_line(error)}); expected whole"
+                f"{source}: the weights cannot be loaded ({first_line(error)}); expected whole"
                 f" .safetensors files or one .gguf: download the checkpoint again"
             ) from error
+    kinds.refuse_codes(str(source), report["unexpected_keys"])
     if report["missing_keys"]:
         raise PotexportError(
             f"{source}: tensor {min(report['missing_keys'])} is missing from the weights; expected"
             f" every tensor of a {config.model_type}: download the checkpoint again"
         )
+    check_finite(source, model)
+    if source.kind == "gguf":
+        gguf_source.make_plain(model, Path(source.location))
+    return cast("PreTrainedModel", model.requires_grad_(False).eval())
+
+
+def check_finite(source: Source, model: PreTrainedModel) -> None:
+    """Refuse a model one of whose numbers is none, or too large for its type."""
+    import torch
+
     for name, parameter in model.named_parameters():
         # Both ends of the range are NaN when any value is; 20 times faster than isfinite().all().
         if not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
             raise PotexportError(
-                f"{source}: tensor {name} holds NaN or infinity in {dtype}; expected finite"
-                f" weights: use --precision fp32 or download the checkpoint again"
+                f"{source}: tensor {name} holds NaN or infinity in {parameter.dtype}; expected"
+                f" finite weights: use --precision fp32 or download the checkpoint again"
             )
-    if source.kind == "gguf":
-        gguf_source.make_plain(model, Path(source.location))
-    return cast("PreTrainedModel", model.requires_grad_(False).eval())
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
@@ -157,7 +182,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
         with _quiet(), _opened(source) as where:
             return gguf_source.load_tokenizer(Path(source.location), where)
     # AutoTokenizer may rebuild the pre-tokenizer from a Python class; the file is the truth.
-    loader = PreTrainedTokenizerFast if _fetch(source, "tokenizer.json") else AutoTokenizer
+    loader = PreTrainedTokenizerFast if fetch(source, "tokenizer.json") else AutoTokenizer
     with _quiet(), _opened(source) as where:
         try:
             tokenizer = loader.from_pretrained(**where)
@@ -165,7 +190,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerFast:
                 raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer")
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
             raise PotexportError(
-                f"{source}: the tokenizer cannot be loaded ({_line(error)}); expected a"
+                f"{source}: the tokenizer cannot be loaded ({first_line(error)}); expected a"
                 f" tokenizer.json: save one with the tokenizer's save_pretrained"
             ) from error
     return tokenizer
@@ -228,8 +253,11 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def _fetch(source: Source, name: str) -> Path | None:
-    """One file of a folder or of a hub repository; None when the source has no such file."""
+def fetch(source: Source, name: str, *, needed: bool = False) -> Path | None:
+    """One file of a folder or of a hub repository; None when the source has no such file.
+
+    needed: whether every source of its kind has it, so that offline its absence proves nothing.
+    """
     if source.kind == "folder":
         path = Path(source.location, name)
         return path if path.is_file() else None
@@ -245,10 +273,10 @@ def _fetch(source: Source, name: str) -> Path | None:
     except (OSError, EntryNotFoundError, HFValidationError, HfHubHTTPError) as error:
         unreachable = isinstance(error, Unreachable)
         absent = isinstance(error, EntryNotFoundError) and not unreachable
-        # Offline, a repository whose config.json is in the cache has there all it ever had.
-        if absent or (unreachable and offline and name != "config.json"):
+        # Offline, a repository whose configuration is in the cache has there all it ever had.
+        if absent or (unreachable and offline and not needed):
             return None
-        why = "no network, and not in the cache" if unreachable else _line(error)
+        why = "no network, and not in the cache" if unreachable else first_line(error)
         raise PotexportError(
             f"{source} is no local path, and the hub did not give its {name} ({why}); check the"
             f" spelling and the network, or pass a local folder"
@@ -269,48 +297,17 @@ def _offline() -> bool:
 
 def _raw_config(source: Source) -> dict[str, Any]:
     """config.json as written, refused when it is no model's or a quantized model's."""
-    path = _fetch(source, "config.json")
+    path = fetch(source, "config.json", needed=True)
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path else {}
         _ = raw["model_type"]
     except UNREADABLE as error:
         raise PotexportError(f"{source}: config.json names no model_type; {ACCEPTED}") from error
-    for part in (raw, raw.get("text_config") or {}):
-        quantized = part.get("quantization_config") or part.get("compression_config")
-        if quantized:
-            raise PotexportError(
-                f"{source} is quantized already ({quantized.get('quant_method', 'no name')});"
-                f" expected float weights: choose the unquantized checkpoint"
-            )
+    kinds.refuse_quantized(str(source), raw)
     return raw
 
 
-def _unfit(config: PreTrainedConfig, *, own_code: bool) -> str:
-    """Why the exporter cannot take this kind of model; empty when it can."""
-    from transformers.models.auto import modeling_auto as auto
-
-    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder:
-        return "is an encoder-decoder"
-    strange = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
-    if strange:
-        return f"has layers without a plain key/value cache ({', '.join(sorted(strange))})"
-    if own_code:
-        return ""
-    if config.model_type not in causal:
-        return "is not a causal language model in transformers"
-    bidirectional = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if bidirectional and not getattr(config, "is_decoder", False):
-        return "is a bidirectional encoder"
-    if causal[config.model_type].endswith("ForConditionalGeneration"):
-        return "is multimodal"
-    decoder: Any = auto.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if decoder._is_stateful:
-        return "keeps a recurrent state (a state-space model)"
-    return ""
-
-
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 

@@ -7,17 +7,18 @@ measured and what is tolerated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from potexport import bundle, loader
+from potexport import adapters, bundle, loader
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
 from potexport.recording import compare, enough_tokens, record
+from potexport.runtime.quiet import quietly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -107,6 +108,7 @@ def verify(
     compressions: int | None = None,
     steps: int | None = None,
     soc: str | None = None,
+    adapter: Sequence[str] = (),
     trust_remote_code: bool = False,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -119,13 +121,15 @@ def verify(
         compressions: how many to compare past the pot; 10, and 3 where an emulator does them.
         steps: how many tokens to generate; 64, and 24 on an emulator.
         soc: the chip to emulate, of those the bundle was compiled for; the first by default.
+        adapter: those that the bundle was built with, in their order.
 
     Raises PotexportError if the model is not the bundle's, or the text is too short.
     """
     import torch
 
-    from potexport import npu_parity
-    from potexport.following import Oracle
+    with quietly():  # transformers imports torchao where it is installed, which is not quiet
+        from potexport import npu_parity
+        from potexport.following import Oracle
     from potexport.runtime.session import Session
 
     on_stage("load")
@@ -135,8 +139,9 @@ def verify(
     steps = steps or (24 if npu else 64)
     session = Session.open(folder, backend="cpu")
     # fp32 whatever the bundle's precision: the oracle is the model, not its rounding.
-    untouched = loader.load_model(
+    untouched = adapters.load_model(
         loader.resolve(model),
+        adapters.find(adapter),
         dtype=torch.float32,
         attn_implementation="eager",
         trust_remote_code=trust_remote_code,
@@ -205,7 +210,8 @@ def same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None
         wanted = tensor.numpy().T if name.endswith(".T") else tensor.numpy()
         if not np.array_equal(array, wanted.astype(array.dtype)):
             raise PotexportError(
-                f"the bundle was built from another model: its {plain} is not that of --model"
+                f"the bundle was built from another model: its {plain} is not that of --model; "
+                f"it was built from {manifest.source}"
             )
 
 

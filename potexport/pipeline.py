@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import __version__, bundle, folders, loader
+from potexport import __version__, adapters, bundle, folders, loader
 from potexport.bundle import Manifest
 from potexport.facts import end_tokens
 from potexport.plan import Options, Plan, plan, require_export_packages
@@ -61,8 +61,9 @@ def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
 
     tokenizer = loader.load_tokenizer(decided.source)
     loader.tokenizer_matches(tokenizer, decided.config)
-    model = loader.load_model(
+    model = adapters.load_model(
         decided.source,
+        decided.adapters,
         dtype=getattr(torch, decided.traced.dtype),
         attn_implementation="eager",  # every model has it; ours takes its place
         trust_remote_code=decided.options.trust_remote_code,
@@ -80,9 +81,7 @@ def _manifest(decided: Plan, ends: tuple[int, ...], made: dict[str, Any]) -> Man
         target=decided.target.name,
         runtime=decided.target.runtime,
         catalyst=decided.catalyst,
-        source=Path(decided.source.location).name
-        if decided.source.kind != "hub"
-        else str(decided.source),
+        source=" + ".join(each.name for each in (decided.source, *decided.adapters)),
         eos_token_ids=ends,
         graphs=decided.layout.graphs(),
         pot_dtype=decided.layout.pot_dtype,

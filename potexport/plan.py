@@ -13,16 +13,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import loader, pots, targets
+from potexport import adapters, loader, pots, targets
 from potexport.bundle import PolicyFacts
 from potexport.coding import FLOATS, STEP
 from potexport.errors import PotexportError
-from potexport.facts import model_facts, most_positions, weight_bytes, windows
+from potexport.facts import model_facts, most_positions, weight_bytes, windows, without_storage
 from potexport.geometry import ModelFacts, PotGeometry, default_geometry
 from potexport.spec import TRACED, Layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from potexport.graphs.policies import Policy
 
@@ -41,6 +41,7 @@ class Options:
     """What a person asks of a build; None means "choose for me"."""
 
     model: str
+    adapter: tuple[str, ...] = ()  # merged into the weights, in this order
     target: str = "cpu"
     runtime: str | None = None  # a key of targets.PACKAGES
     pot: int | None = None
@@ -80,6 +81,7 @@ class Plan:
     layout: Layout
     weight_bytes: int
     socs: tuple[targets.Soc, ...] = ()
+    adapters: tuple[loader.Source, ...] = ()
 
     @property
     def traced(self) -> Layout:
@@ -132,8 +134,11 @@ def plan(options: Options) -> Plan:
         _can_calibrate(options)
     source = loader.resolve(options.model)
     config = loader.read_config(source, trust_remote_code=options.trust_remote_code)
+    found = adapters.find(options.adapter)
     facts = model_facts(config)
-    policies = _policies(options, config, compiled=bool(target.compiler))
+    model = without_storage(config, trust_remote_code=options.trust_remote_code)
+    adapters.fit(found, model)
+    policies = _policies(options, model, compiled=bool(target.compiler))
     if target.compiler and len(policies) > 1:
         raise PotexportError(
             f"target {target.name} takes one --policy a bundle; {len(policies)} were given"
@@ -159,14 +164,9 @@ def plan(options: Options) -> Plan:
         precision,
         policies,
         layout,
-        weight_bytes(
-            config,
-            precision,
-            layout.dtype,
-            packed_tables=target.delegate is not None,
-            trust_remote_code=options.trust_remote_code,
-        ),
+        weight_bytes(model, precision, layout.dtype, packed_tables=target.delegate is not None),
         socs,
+        found,
     )
 
 
@@ -229,17 +229,13 @@ def compiler(target: targets.Target) -> Any:
 
 
 def _policies(
-    options: Options, config: PreTrainedConfig, *, compiled: bool
+    options: Options, model: PreTrainedModel, *, compiled: bool
 ) -> tuple[tuple[PolicyFacts, Policy], ...]:
     """What the bundle holds, the default first."""
     from potexport import defaults
     from potexport.graphs.policies._find import make_policy, parse_policy
 
-    if compiled:
-        otherwise = defaults.COMPILED
-    else:
-        otherwise = defaults.policy(config, trust_remote_code=options.trust_remote_code)
-    asked = options.policy or otherwise
+    asked = options.policy or (defaults.COMPILED if compiled else defaults.policy(model))
     made: list[tuple[PolicyFacts, Policy]] = []
     labels: set[str] = set()
     for number, text in enumerate([asked] if isinstance(asked, str) else asked):

@@ -113,6 +113,7 @@ def _untouched(settings: Settings, manifest: Manifest) -> Untouched | None:
         settings.bundle,
         manifest,
         settings.model,
+        adapter=settings.adapter,
         trust_remote_code=settings.trust_remote_code,
     )
 

@@ -23,7 +23,8 @@ class Settings:
     """All that was asked for; empty where a default is to be found.
 
     text: a file of prose. data: files of LongBench's form, or hub ids. model: what the bundle was
-    built from. catalyst: scores the pot where the question is unknown; the bundle's if None.
+    built from. adapter: merged into it. catalyst: scores the pot where the question is unknown;
+    the bundle's if None.
     """
 
     bundle: Path
@@ -36,6 +37,7 @@ class Settings:
     text: str | None = None
     data: tuple[str, ...] = ()
     model: str | None = None
+    adapter: tuple[str, ...] = ()
     limit: int | None = None
     keep: int | None = None
     catalyst: str | None = None
@@ -55,6 +57,7 @@ class Settings:
         add("text", *[Path(self.text).name] if self.text else [])
         add("data", *(each if not Path(each).exists() else Path(each).name for each in self.data))
         add("model", *[self.model.rstrip("/").rsplit("/", 1)[-1]] if self.model else [])
+        add("adapter", *(each.rstrip("/").rsplit("/", 1)[-1] for each in self.adapter))
         add("task", *self.tasks)
         add("policy", *self.policies)
         add("question", *self.questions if self.questions != MODES else ())
@@ -95,6 +98,8 @@ class Settings:
             raise PotexportError(
                 "the task hit-rate needs the attention of the untouched model; give --model MODEL"
             )
+        if self.adapter and not self.model:
+            raise PotexportError("an --adapter is of a model; give --model MODEL, or omit it")
         if self.text and not of_text and not of_data:
             of_text = [task for task in OF_TEXT if self.model or task != "hit-rate"]
         if self.data and not of_data and not asked:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from potexport import loader, parity
+from potexport import adapters, loader, parity
 from potexport.bundle import Manifest
 from potexport.evaluation.ask import Answer
 from potexport.evaluation.needles import Question
@@ -32,14 +32,21 @@ class Untouched:
 
     @classmethod
     def load(
-        cls, folder: Path, manifest: Manifest, model: str, *, trust_remote_code: bool = False
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        model: str,
+        *,
+        adapter: Sequence[str] = (),
+        trust_remote_code: bool = False,
     ) -> Untouched:
         """In fp32, whatever the bundle's precision.
 
         Raises PotexportError for another model than the bundle's.
         """
-        loaded = loader.load_model(
+        loaded = adapters.load_model(
             loader.resolve(model),
+            adapters.find(adapter),
             dtype=torch.float32,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,

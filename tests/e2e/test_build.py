@@ -74,6 +74,51 @@ def test_build_tells_its_stages_and_what_to_type_next(
     assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
+def test_an_adapter_is_part_of_the_bundle_and_of_what_it_is_compared_with(
+    cli: Cli, model_folder: Path, tmp_path: Path, pot_options: list[str], book: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from tests import tiny
+
+    settings: Any = {"target_modules": ["q_proj", "up_proj"], "init_lora_weights": False}
+    base = tiny.model("llama-tied", vocab_size=307, num_hidden_layers=2)
+    made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
+    made.save_pretrained(str(tmp_path / "novel-lora"))
+    output, adapter = tmp_path / "b", ["--adapter", tmp_path / "novel-lora"]
+    options = [*pot_options, "--policy", "streaming"]
+    result = cli("build", model_folder, "-o", output, *adapter, *options)
+    assert result.exit_code == 0, result.stderr
+    assert bundles.read(output).source == "tiny llama + novel-lora"
+    (tmp_path / "text").write_text(book, encoding="utf-8")
+    verify = ["verify", output, "--model", model_folder, "--compressions", 3, "--steps", 8]
+    result = cli(*verify, *adapter)
+    assert result.exit_code == 0, result.stdout
+    assert_refused(cli(*verify, "--json"), "not that of --model", "from tiny llama + novel-lora")
+    measure = ["eval", output, "--text", tmp_path / "text", "--task", "perplexity"]
+    measure += ["--documents", 1, "--question", "known", "--json"]
+    result = cli(*measure, "--model", model_folder, *adapter)
+    assert result.exit_code == 0, result.stderr
+    assert "--adapter novel-lora" in json.loads(result.stdout)["command"]
+    assert_refused(cli(*measure, *adapter), "--adapter is of a model")
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_any_weight_is_read(
+    cli: Cli, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from tests import tiny
+
+    settings: Any = {"target_modules": ["q_proj"]}
+    made = get_peft_model(tiny.model(), LoraConfig(task_type="CAUSAL_LM", **settings))
+    made.save_pretrained(str(tmp_path / "lora"))
+    monkeypatch.setattr("potexport.loader.load_model", None)
+    options = ["-o", tmp_path / "b", "--adapter", tmp_path / "lora", "--json"]
+    assert_refused(cli("build", model_folder, *options), "does not fit", "layers.2", "trained on")
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
 def test_force_keeps_the_old_bundle_when_the_new_one_fails(
     cli: Cli,
     model_folder: Path,

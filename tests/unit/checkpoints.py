@@ -57,7 +57,7 @@ def load(source: Source, dtype: torch.dtype = torch.float32) -> Any:
     return loader.load_model(source, dtype=dtype, attn_implementation="sdpa")
 
 
-def tiny_model() -> Any:
+def tiny_model(**changes: Any) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(TOKENS),
@@ -67,10 +67,10 @@ def tiny_model() -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
+        **{"tie_word_embeddings": True, **changes},
     )
     model: Any = LlamaForCausalLM(config)
     return model.eval()
@@ -93,8 +93,10 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def rewrite(folder: Path, **changed: torch.Tensor | None) -> None:
-    """Change tensors (named with _ for .) of a checkpoint; None drops one."""
+def rewrite(
+    folder: Path, more: dict[str, torch.Tensor] | None = None, **changed: torch.Tensor | None
+) -> None:
+    """Change tensors (named with _ for .) of a checkpoint; None drops one. more: is added."""
     path = folder / "model.safetensors"
     weights = {name: weight.clone() for name, weight in load_file(path).items()}
     for name in list(weights):
@@ -103,6 +105,7 @@ def rewrite(folder: Path, **changed: torch.Tensor | None) -> None:
             weights.pop(name)
             if weight is not None:
                 weights[name] = weight
+    weights |= more or {}
     path.unlink()  # a mapped file must not be written over
     save_file(weights, path, metadata={"format": "pt"})
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.utils import logging
 
 from potexport import loader
@@ -73,12 +76,28 @@ def test_a_hub_id_out_of_reach_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
         ({"model_type": "t5"}, "'t5' is an encoder-decoder"),
         ({"model_type": "bert"}, "'bert' is a bidirectional encoder"),
         ({"model_type": "vit"}, "'vit' is not a causal language model"),
-        ({"model_type": "mamba"}, "'mamba' has layers without a plain key/value cache"),
+        ({"model_type": "mamba"}, "'mamba' has layers that keep a state in place of keys"),
+        ({"model_type": "jamba"}, "'jamba' has layers that keep a state in place of keys"),
         ({"model_type": "rwkv"}, "'rwkv' keeps a recurrent state"),
-        ({"model_type": "gemma3"}, "'gemma3' is multimodal"),
+        ({"model_type": "gemma3"}, "'gemma3' is multimodal; its text decoder alone, a gemma3_text"),
+        ({"model_type": "gemma3"}, "save it as a Gemma3ForCausalLM, as docs/build.md shows"),
+        ({"model_type": "llava"}, "'llava' is multimodal; its text decoder alone, a llama, may do"),
+        ({"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is multimodal, and transformers has no class"),
+        ({"model_type": "phi4_multimodal"}, "'phi4_multimodal' is multimodal"),
+        ({"model_type": "whisper"}, "'whisper' is an encoder-decoder"),
         ({"model_type": "own", "auto_map": {"AutoConfig": "c.C"}}, "--trust-remote-code"),
-        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "(gptq)"),
-        ({"model_type": "llama", "quantization_config": {"load_in_4bit": True}}, "quantized"),
+        *[
+            ({"model_type": "llama", "quantization_config": {"quant_method": name}}, f"({name})")
+            for name in ("gptq", "awq", "bitsandbytes", "fp8", "mxfp4", "compressed-tensors")
+        ],
+        (
+            {"model_type": "llama", "quantization_config": {"load_in_4bit": True}},
+            "is quantized already (bitsandbytes)",
+        ),
+        (
+            {"model_type": "llava", "text_config": {"quantization_config": {"bits": 4}}},
+            "is quantized already (no name)",
+        ),
         ({"model_type": "llama", "num_attention_heads": "many"}, "cannot be read"),
     ],
 )
@@ -132,6 +151,73 @@ def test_load_model_names_a_tensor_that_is_not_finite(folder: Path, value: float
     rewrite(folder, model_norm_weight=torch.tensor([1.0] * 15 + [value]))
     message = refusal(load, loader.resolve(str(folder)))
     assert "tensor model.norm.weight holds NaN or infinity" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["q_proj.qweight", "q_proj.weight_scale_inv", "q_proj.SCB", "q_proj.weight_blocks"]
+)
+def test_load_model_refuses_codes_that_the_config_is_silent_of(folder: Path, name: str) -> None:
+    name = f"model.layers.0.self_attn.{name}"
+    rewrite(folder, {name: torch.ones(4)})
+    assert f"is quantized already (it has {name})" in refusal(load, loader.resolve(str(folder)))
+
+
+def test_a_checkpoint_in_shards_is_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path, max_shard_size="6KB")
+    tiny_tokenizer().save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    ours, theirs = load(loader.resolve(str(tmp_path))).state_dict(), tiny_model().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    shards[1].unlink()
+    message = refusal(load, loader.resolve(str(tmp_path)))
+    assert shards[1].name in message
+    assert "download the checkpoint again" in message
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_tied_or_its_own_as_the_config_says(tmp_path: Path, tied: bool) -> None:
+    made = tiny_model(tie_word_embeddings=tied)
+    made.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
+    model = load(loader.resolve(str(tmp_path)))
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert torch.equal(model.lm_head.weight, made.lm_head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_checkpoint_in_fp32_has_the_same_values(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny_model().to(dtype).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {dtype}
+    model = load(loader.resolve(str(tmp_path))).state_dict()
+    for name, weight in stored.items():
+        assert model[name].dtype == torch.float32
+        assert torch.equal(model[name], weight.float())
+
+
+def test_the_text_decoder_of_a_multimodal_model_is_accepted_alone(tmp_path: Path) -> None:
+    """As docs/build.md shows."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(
+        text_config={**sizes, **heads, "vocab_size": len(TOKENS), "max_position_embeddings": 64},
+        vision_config={**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    kind, auto = cast("Any", Gemma3ForConditionalGeneration), cast("Any", AutoModelForCausalLM)
+    whole = kind(config).eval()
+    alone = auto.from_config(whole.config.get_text_config())
+    alone.model.load_state_dict(whole.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(whole.lm_head.state_dict())
+    alone.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        mine = load(loader.resolve(str(tmp_path)))(ids).logits
+        assert torch.equal(mine, whole(input_ids=ids).logits)
 
 
 def test_load_model_names_a_missing_tensor(folder: Path) -> None:
@@ -209,9 +295,12 @@ def test_a_hub_repository_is_fetched_at_its_revision(
 
     def download(repository: str, name: str, **where: Any) -> str:
         asked.append((repository, name, where["revision"]))
+        if not (folder / name).exists():
+            raise EntryNotFoundError(name)
         return str(folder / name)
 
     monkeypatch.setattr(loader, "_offline", lambda: False)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert loader.resolve("org/name@main") == Source("hub", "org/name", "main")
-    assert asked == [("org/name", "config.json", "main")]
+    names = ["config.json", "adapter_config.json"]
+    assert asked == [("org/name", name, "main") for name in names]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from potexport import defaults, pipeline, plugins, show_policies
+from potexport import defaults, facts, pipeline, plugins, show_policies
 from potexport.errors import PotexportError
 from potexport.graphs.policies import NEEDS, Policy
 from potexport.graphs.policies._find import PACKAGE, make_policy, parse_policy, policy_class
@@ -125,7 +125,8 @@ def test_there_is_a_default_for_every_size() -> None:
 
 def test_the_default_goes_by_parameters() -> None:
     small, large = LlamaConfig(num_hidden_layers=1), LlamaConfig()  # 0.5e9 and 6.7e9
-    chosen = [defaults.policy(each, trust_remote_code=False) for each in (small, large)]
+    models = [facts.without_storage(each, trust_remote_code=False) for each in (small, large)]
+    chosen = [defaults.policy(each) for each in models]
     assert chosen == [defaults.TABLE[0].policy, defaults.TABLE[-1].policy]
 
 
@@ -142,6 +143,23 @@ def planned(model: Path, *policies: str, **options: Any) -> pipeline.Plan:
     return pipeline.plan(
         pipeline.Options(model=str(model), policy=policies or None, **{**pot, **options})
     )
+
+
+def test_a_plan_makes_the_model_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without storage; for the default policy and for the bytes of the weights."""
+    auto: Any = AutoModelForCausalLM
+    make, made = auto.from_config, []
+
+    def counted(*of: Any, **how: Any) -> Any:
+        made.append(make(*of, **how))
+        return made[-1]
+
+    monkeypatch.setattr(auto, "from_config", counted)
+    decided = planned(model)
+    assert decided.policies[0][0].name == "blend"
+    assert decided.weight_bytes == 4 * sum(weight.numel() for weight in made[0].parameters())
+    assert len(made) == 1
+    assert all(weight.is_meta for weight in made[0].parameters())
 
 
 def test_each_policy_has_a_label_and_a_graph(model: Path) -> None:
