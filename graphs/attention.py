@@ -157,14 +157,8 @@ def pot_attention(
     coded = [codes.scores(layer, rows)] if codes else []
     parts = [rows @ past_key, *coded, rows @ new_key]
     scores = torch.cat(parts, dim=-1)  # (Hkv, g*T, M+T)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
     slots = scores.shape[-1] - width
-    scores = scores + pot.masks[layer]
-    if s_aux is not None:
-        nothing = s_aux.reshape(kv_heads, -1, 1).expand(-1, -1, width).reshape(kv_heads, -1, 1)
-        scores = torch.cat([scores, nothing.to(scores.dtype)], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : slots + width]
+    weights = _shares(scores, pot.masks[layer], softcap, s_aux)
     if pot.row_weights is not None:
         pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
         pot.new_mass[layer] = (pot.row_weights @ weights[..., slots:])[:, 0]
@@ -175,6 +169,20 @@ def pot_attention(
         out = out + codes.values(layer, weights[..., floats:slots])
     pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
     return out.reshape(1, query_heads, width, size).transpose(1, 2), None
+
+
+def _shares(scores: Tensor, mask: Tensor, softcap: float | None, s_aux: Tensor | None) -> Tensor:
+    """(Hkv, g*T, M+T) float32: of each row's attention what goes to each column."""
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + mask
+    if s_aux is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    kv_heads, rows, columns = scores.shape
+    each = s_aux.reshape(kv_heads, -1, 1).to(scores.dtype)  # (Hkv, g, 1)
+    nothing = each.expand(-1, -1, rows // each.shape[1]).reshape(kv_heads, rows, 1)
+    scores = torch.cat([scores, nothing], dim=-1)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32)[..., :columns]
 
 
 def refuse(

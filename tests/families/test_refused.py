@@ -21,8 +21,9 @@ from tests.families.proof import ASKED
 SMALL = {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
 OLD = {**SMALL, "n_layer": 2, "n_head": 6}
 NEW = {**tiny.SIZES, "vocab_size": 300}
-LATENT = {"num_key_value_heads": 6, "head_dim": 4, "n_routed_experts": 4, "q_lora_rank": 20, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
-          "v_head_dim": 8, "first_k_dense_replace": 3}  # fmt: skip
+LATENT = {"num_key_value_heads": 6, "head_dim": 4, "n_routed_experts": 4, "q_lora_rank": 20,
+          "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
+          "first_k_dense_replace": 3}  # fmt: skip
 SHARED = {"vocab_size_per_layer_input": 300, "num_kv_shared_layers": 1, "laurel_rank": 4,
           "layer_types": ["full_attention"] * 3, "hidden_size_per_layer_input": 8,
           "altup_num_inputs": 2, "activation_sparsity_pattern": None}  # fmt: skip
@@ -81,7 +82,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "mistral (window)": (_mistral, "every layer looks back only 20 tokens"),
     "mamba": (
         lambda: _made("MambaForCausalLM", "MambaConfig", hidden_size=60, **SMALL),
-        "without a plain key/value cache",
+        "keep a state in place of keys and values",
     ),
     "t5": (
         lambda: _made("T5ForConditionalGeneration", "T5Config", vocab_size=300, num_layers=1),

@@ -23,6 +23,7 @@ CLOSE, APART = 1e-5, 1e-3
 LLAMAS = [name for name in tiny.FAMILIES if name.startswith(("llama", "mistral", "qwen"))]
 LLAMAS = [name for name in LLAMAS if name not in ("qwen2-windows", "qwen3-moe")]
 WINDOWED = {
+    "gpt-oss": [1],
     "ministral": [1],
     "qwen2-windows": [0],
     "olmo3": [2],
