@@ -246,6 +246,16 @@ def targets(json: bool) -> None:
     _print_json(found) if json else show.targets(found)
 
 
+@cli.command()
+@as_json
+def models(json: bool) -> None:
+    """List the families of models: what was proven of each and where, and what is refused."""
+    from potexport import show_models
+
+    found = show_models.found()
+    _print_json(found) if json else show_models.models(found)
+
+
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
 cli.add_command(cli_eval.evaluate)

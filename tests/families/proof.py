@@ -11,6 +11,7 @@ import torch
 
 from potexport import pipeline
 from potexport.facts import model_facts
+from potexport.graphs import adapters
 from potexport.graphs.model import PotModel
 from potexport.runtime.session import Session
 from tests import tiny
@@ -108,6 +109,9 @@ class Proof:
             ),
             "tables": core.turns.count,
             "experts": any(name.endswith("experts") for name, _ in model.named_modules()),
+            "softcap": getattr(model.config, "attn_logit_softcapping", None) is not None,
+            "sinks": any(name.endswith("sinks") for name, _ in model.named_parameters()),
+            "adapter": model.config.model_type in adapters.names(),
             "heads": "own"
             if manifest.model.kv_heads == manifest.model.query_heads
             else "one"
