@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE ?= .cache
 NOVEL := data/pride-and-prejudice.txt
+# Processes of the tests: a folder's share what they build, families and unit tests share nothing.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
 NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
@@ -14,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test check unit verify verify-npu verify-executorch docs bench quality format model clean help
+.PHONY: demo test check unit models verify verify-npu verify-executorch docs bench quality format model clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -24,16 +27,20 @@ demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a questio
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
 test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/ready  ## format, lint, types and unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit -q
+	$(PYTEST) tests/unit -q
 
 unit: $(VENV)/ready  ## the fast tests alone
-	$(BIN)/python -m pytest tests/unit -q
+	$(PYTEST) tests/unit -q
+
+models: $(VENV)/ready  ## every family of models, and the page of what was proven
+	$(PYTEST) tests/families --all-families --families $(CACHE)/families.json
+	$(BIN)/python tools/models_page.py $(CACHE)/families.json
 
 verify: $(BUNDLE)/potexport.json  ## parity of the demo's bundle with PyTorch, over 10 compressions
 	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text $(NOVEL)

@@ -53,7 +53,8 @@ class Pass:
     new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
     new_mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, T) float32
-    queries: dict[int, Tensor] | None = None  # layer -> (1, Hq, T, D), rotated, if wanted
+    # layer -> (1, Hq, T, D), rotated, if wanted; as if the model scaled scores by 1/sqrt(D).
+    queries: dict[int, Tensor] | None = None
 
 
 # Not an argument, for some families' layers hand on only those that they know.
@@ -150,7 +151,7 @@ def pot_attention(
     new_key = key.reshape(kv_heads, width, size).transpose(1, 2)  # (Hkv, D, T)
     new_value = value.reshape(kv_heads, width, size)
     if pot.queries is not None:
-        pot.queries[layer] = query
+        pot.queries[layer] = query * (scaling * size**0.5)
     # The heads of a group are more rows of one product.
     rows = (query * scaling).reshape(kv_heads, query_heads // kv_heads * width, size)
     codes = pot.codes

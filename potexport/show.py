@@ -58,7 +58,7 @@ def answer_json(session: Session, tokens: Iterable[Token]) -> dict[str, object]:
 
 
 def folded(tensors: Iterable[TensorSpec]) -> list[str]:
-    """One line for the same tensors of all layers: `mass.{0…29} float32[3,1024]`."""
+    """One line for the same tensors of many layers: `mass.{0…4,6…29} float32[3,1024]`."""
 
     def family(tensor: TensorSpec) -> tuple[tuple[str, ...], str, tuple[int, ...]]:
         parts = ("#" if part.isdigit() else part for part in tensor.name.split("."))
@@ -71,11 +71,21 @@ def folded(tensors: Iterable[TensorSpec]) -> list[str]:
     for first, *rest in families.values():
         shown = str(first)
         if rest:
-            shown = shown.replace(
-                f".{_layer(first)}", f".{{{_layer(first)}…{_layer(rest[-1])}}}", 1
-            )
+            layers = _ranges([_layer(first), *map(_layer, rest)])
+            shown = shown.replace(f".{_layer(first)}", f".{{{layers}}}", 1)
         lines.append(shown)
     return lines
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 4 -> 0…2,4."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}…{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _layer(tensor: TensorSpec) -> int:
@@ -96,12 +106,26 @@ def _lines(title: str, rows: Iterable[tuple[str, str]]) -> Text:
 def _geometry(layout: Layout, policy: str, precision: str, target: str) -> list[Text]:
     facts, pot = asdict(layout.facts), asdict(layout.pot)
     pot["layer_slots"] = ", ".join(map(str, layout.pot.layer_slots)) or "all the same"
+    pot["windows"] = _windows(layout)
     rules = {"policy": policy, "needs": ", ".join(sorted(layout.gathered)) or "nothing"}
     return [
         _pairs("Model", {name.replace("_", " "): value for name, value in facts.items()}),
         _pairs("Pot", {name.replace("_", " "): value for name, value in pot.items()}),
         _pairs("Rules", {**rules, "precision": precision, "target": target}),
     ]
+
+
+def _windows(layout: Layout) -> str:
+    """Which layers see only the last tokens, and how many slots they have."""
+    same: dict[tuple[int, int], list[int]] = {}
+    for layer in layout.windowed:
+        size = layout.pot.window_of(layer), layout.pot.slots_of(layer)
+        same.setdefault(size, []).append(layer)
+    told = (
+        f"layers {_ranges(layers)} see {window} tokens and hold {slots}"
+        for (window, slots), layers in same.items()
+    )
+    return "; ".join(told) or "none"
 
 
 def _graphs(layout: Layout) -> list[Text]:

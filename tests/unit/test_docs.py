@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,11 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     relative = [t for t in targets if not re.match(r"[a-z][a-z+.-]*:|#", t)]
     missing = [t for t in relative if not (page.parent / t.partition("#")[0]).exists()]
     assert not missing
+
+
+def test_the_page_of_models_is_as_it_is_generated() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "models_page.py")], capture_output=True, check=True
+    )
+    page = (ROOT / "docs" / "models.md").read_bytes()
+    assert made.stdout == page, "run: make models"
