@@ -53,12 +53,23 @@ def _product(module: Any, x: Tensor, weight: Tensor, *names: str) -> Tensor:
     return out + bias[:, None]
 
 
+def mixtures(model: PreTrainedModel) -> list[nn.Module]:
+    """The experts of each layer that has some."""
+    return [each for each in model.modules() if _is_mixture(each)]
+
+
+def one_by_one(model: PreTrainedModel) -> None:
+    """Let a model's experts compute as its own code says, which any machine can."""
+    if mixtures(model):
+        model.set_experts_implementation("eager")
+
+
 def use(model: PreTrainedModel) -> None:
-    """Let a model's experts compute so; nothing where it has none.
+    """Let a model's experts compute all at once; nothing where it has none.
 
     Raises PotexportError for experts that transformers does not let anybody compute otherwise.
     """
-    found = [each for each in model.modules() if _is_mixture(each)]
+    found = mixtures(model)
     if not found:
         return
     fixed = next((each for each in found if not hasattr(each, "is_transposed")), None)

@@ -228,7 +228,8 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def _own_logits(model: PreTrainedModel) -> Tensor:
-    """(1, TOKENS, V) float32, by transformers' own attention."""
+    """(1, TOKENS, V) float32, by transformers' own attention and experts."""
+    experts.one_by_one(model)
     own: Tensor = model(input_ids=_tokens(model), use_cache=False).logits.float()
     return own
 

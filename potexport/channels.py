@@ -46,10 +46,10 @@ said twice, and the one sentence that did not fit. The rest is weather.
 
 def check(core: PotModel, layout: Layout) -> None:
     """Raise PotexportError for a model whose pot cannot be coded."""
-    if not core.turns.alike or layout.windowed:
+    if not core.turns.alike:
         raise PotexportError(
-            f"--pot-dtype {layout.pot_dtype} takes models whose layers all turn their keys alike "
-            f"and see the whole pot; those of {layout.facts.model_type} differ: omit it"
+            f"--pot-dtype {layout.pot_dtype} takes models whose layers all turn their keys alike; "
+            f"those of {layout.facts.model_type} differ: omit it"
         )
 
 

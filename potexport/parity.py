@@ -280,7 +280,7 @@ def _past(report: Report, session: Session, oracle: Oracle, ids: Array) -> None:
         catalyst=session.catalyst.tolist(),
     )
     seen = compare(mine, wanted)
-    where = f"{seen.compressions} compressions of {len(session.backend.pot.keys)} layers"
+    where = f"{seen.compressions} compressions of {len(session.backend.pot.chosen)} layers"
     how = "eager PyTorch" if exact else "eager PyTorch in fp32 that follows them"
     share = seen.disagreements / seen.kept if seen.kept else float("nan")
     report.add(

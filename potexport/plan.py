@@ -19,7 +19,7 @@ from potexport.coding import FLOATS, STEP
 from potexport.errors import PotexportError
 from potexport.facts import model_facts, most_positions, weight_bytes, windows, without_storage
 from potexport.geometry import ModelFacts, PotGeometry, default_geometry
-from potexport.spec import TRACED, Layout
+from potexport.spec import QUANTIZED, TRACED, Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -138,6 +138,7 @@ def plan(options: Options) -> Plan:
     facts = model_facts(config)
     model = without_storage(config, trust_remote_code=options.trust_remote_code)
     adapters.fit(found, model)
+    _can_quantize(precision, model, target)
     policies = _policies(options, model, compiled=bool(target.compiler))
     if target.compiler and len(policies) > 1:
         raise PotexportError(
@@ -186,7 +187,12 @@ def _pot_dtype(options: Options, target: targets.Target, precision: str) -> str:
 
 
 def _has_body(layout: Layout) -> None:
-    """PotexportError for a pot that would have no slot left for codes."""
+    """PotexportError for a pot that cannot be coded, or would have no slot left for codes."""
+    if layout.coding is not None and layout.windowed:
+        raise PotexportError(
+            f"--pot-dtype {layout.pot_dtype} takes models whose layers all see the whole pot; "
+            f"{len(layout.windowed)} of {layout.facts.layers} have a sliding window: omit it"
+        )
     coding, fewest = layout.coding, layout.pot.slots + layout.pot.smallest
     if coding is not None and fewest <= coding.floats:
         raise PotexportError(
@@ -204,6 +210,17 @@ def _require_tools(target: targets.Target) -> None:
         lower_executorch.require(target)
     elif target.compiler:
         compiler(target).require()
+
+
+def _can_quantize(precision: str, model: Any, target: targets.Target) -> None:
+    from potexport.graphs import experts
+
+    if precision in QUANTIZED and experts.mixtures(model):
+        plain = " or ".join(name for name in target.precisions if name not in QUANTIZED)
+        raise PotexportError(
+            f"--precision {precision} does not quantize the experts of {model.config.model_type} "
+            f"yet; use {plain or 'another target'}"
+        )
 
 
 def _can_calibrate(options: Options) -> None:

@@ -63,6 +63,7 @@ class PackedEmbedding(nn.Module):
                 "needs an even number: use --precision fp32"
             )
         group = GROUP if columns % GROUP == 0 else columns
+        self.factor = _factor(table)
         plain = nn.Embedding(rows, columns, _weight=table.weight.detach().clone())
         granularity = PerGroup(GROUP) if group == GROUP else PerAxis(0)
         config = IntxWeightOnlyConfig(weight_dtype=INT4, granularity=granularity)
@@ -76,4 +77,20 @@ class PackedEmbedding(nn.Module):
         """(1, T) int32 -> (1, T, E) float32."""
         lookup: Any = torch.ops.quantized_decomposed.embedding_4bit
         found: Tensor = lookup(self.packed, self.scales, None, LOWEST, HIGHEST, ids)
-        return found
+        return found if self.factor == 1.0 else found * self.factor
+
+
+def _factor(table: nn.Embedding) -> float:
+    """By what a model's own embedding multiplies rows, as Gemma's does, besides looking them up.
+
+    Raises PotexportError for one that does something else.
+    """
+    ids = torch.arange(min(8, table.weight.shape[0]))
+    plain, own = table.weight[ids].float(), table(ids).float()
+    factor = float((own * plain).sum() / (plain * plain).sum())
+    if not torch.allclose(own, plain * factor, rtol=1e-3, atol=1e-6):
+        raise PotexportError(
+            f"{type(table).__name__} does more than look rows up; --precision w4 cannot pack it: "
+            "use --precision fp32"
+        )
+    return 1.0 if abs(factor - 1.0) < 1e-6 else factor

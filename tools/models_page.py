@@ -113,7 +113,7 @@ def beside(traits: dict[str, Any]) -> str:
 def page(found: dict[str, Any]) -> str:
     """docs/models.md: `models_page.md` with the tables in it."""
     lines = [
-        "| type | models | beside what Llama has | ONNX Runtime fits | past | ExecuTorch fits | past "
+        "| type | models | beside Llama | ONNX Runtime fits | past | ExecuTorch fits | past "
         "| NPU |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -128,6 +128,20 @@ def test_policies_and_targets_are_listed(cli: Cli) -> None:
     assert "executed here" in cli("targets").stdout
 
 
+def test_models_tell_what_was_proven_where(cli: Cli) -> None:
+    found = json.loads(cli("models", "--json").stdout)
+    both = {
+        each["type"]
+        for each in found["proven"]
+        if each["onnxruntime"]["compressions"] >= 10 and each["executorch"]["compressions"] >= 10
+    }
+    assert len(both) >= 16
+    assert {"llama", "gemma3_text", "mixtral", "falcon"} <= both
+    shown = cli("models").stdout
+    assert all(kind in shown for kind in both)
+    assert "gpt2 has no rotary positions" in shown
+
+
 def test_a_bug_of_ours_shows_its_traceback(
     cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

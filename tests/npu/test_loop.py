@@ -16,7 +16,7 @@ from potexport.recording import compare, origins
 from tests.npu.conftest import FORCED, READ, Case
 
 Make = Callable[[str, str], Case]
-FAMILIES = ["llama", "llama-tied", "qwen2", "qwen3"]
+FAMILIES = ["llama", "qwen3", "gemma3", "glm4"]
 CASES = [(family, "infinipot") for family in FAMILIES]
 # What small models get by default, with pools as small as the pot.
 BLEND = "blend:keydiff(pool=3) + 0.5*vnorm(pool=3) + 2*catalyst(pool=3)"
