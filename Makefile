@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test check unit verify verify-models verify-npu verify-executorch docs bench quality format model gemma clean help
+.PHONY: demo test check unit verify verify-models verify-npu verify-executorch verify-memory docs bench quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -58,6 +58,9 @@ bench: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(EXECUTORCH
 	$(BIN)/python tests/bench/by_hand.py $(BUNDLE)
 	$(BIN)/potexport bench $(BUNDLE) $(EXECUTORCH).bundle $(EXECUTORCH).w4.bundle \
 	  --read 100000 --text $(NOVEL)
+
+verify-memory: $(VENV)/ready  ## memory of a build of 1.2 billion random weights, both runtimes; 10 GB of disk, 13 of memory
+	PYTHONPATH=. $(BIN)/python tests/bench/build_memory.py --folder $(CACHE)
 
 quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
 	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json
