@@ -2,7 +2,7 @@
 
 It copies each program whole before a delegate sees it, and again every weight that is read twice;
 each method has its own copy of the bytes that a delegate stores, and the program of a tied
-embedding one more. A model of 1.2 billion weights took five times its fp32 weights.
+embedding one more: 5.4 times the fp32 weights of a model of 0.5 billion.
 """
 
 from __future__ import annotations
