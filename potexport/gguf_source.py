@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from potexport import gguf_gemma3
 from potexport.errors import PotexportError
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ WHOLE_WORDS = frozenset(
     | {"jina-v5-nano", "tekken"}
 )
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"  # `tokenizer.ggml.model`
-CONTROL, USER_DEFINED = 3, 4  # `tokenizer.ggml.token_type`
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # `tokenizer.ggml.token_type`
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # our name: GGUF's
 ADVICE = "pass the model's Hugging Face folder, or convert it again with a current llama.cpp"
 
@@ -87,9 +90,18 @@ def opened(path: Path) -> Iterator[dict[str, Any]]:
         yield {"pretrained_model_name_or_path": alone, "gguf_file": path.name}
 
 
+def mend_config(path: Path, config: PreTrainedConfig) -> None:
+    """Put into the config, in place, what the file says and transformers' conversion leaves out."""
+    facts = metadata(path)
+    if facts["general.architecture"] == "gemma3":
+        gguf_gemma3.mend(config, facts, path.name)
+
+
 def check_rope(path: Path, config: PreTrainedConfig) -> None:
     """Refuse a rotary scaling that the file holds and transformers' conversion drops."""
     facts = metadata(path)
+    if facts["general.architecture"] == "gemma3":  # `mend_config` saw to it
+        return
     kind = facts.get(f"{facts['general.architecture']}.rope.scaling.type", "none")
     scaled = kind != "none" or any(name.startswith("rope_f") for name in facts["tensors"])
     read = config.to_dict().get("rope_parameters") or {}
@@ -199,6 +211,10 @@ def _mend_sentencepiece(state: dict[str, Any], facts: dict[str, Any]) -> None:
     """Drop tokens that transformers' Llama class invents, and the space prefix if so told."""
     size = len(facts["tokenizer.ggml.tokens"])
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < size]
+    _add_user_defined(state, facts)
+    scores = _scores(facts)  # transformers ranks Gemma's merges by id, which need not be the same
+    # What is user-defined has none, and is never merged.
+    state["model"]["merges"].sort(key=lambda pair: -scores.get("".join(pair), math.inf))
     if facts.get("tokenizer.ggml.add_space_prefix", True):
         return
     if (state["pre_tokenizer"] or {}).get("type") == "Metaspace":
@@ -210,6 +226,29 @@ def _mend_sentencepiece(state: dict[str, Any], facts: dict[str, Any]) -> None:
         steps = (state[part] or {}).get(key)
         if steps:
             state[part][key] = [step for step in steps if step["type"] != drop]
+
+
+def _add_user_defined(state: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Take every user-defined token out of a text before anything is merged, as SentencePiece does.
+
+    transformers leaves Gemma's runs of spaces to merges, which cut 36 into 16 and 20, not 31 and 5.
+    """
+    known, model = {token["id"] for token in state["added_tokens"]}, state["model"]
+    tokens, types = facts["tokenizer.ggml.tokens"], facts.get("tokenizer.ggml.token_type", ())
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    new = {id for id, kind in enumerate(types) if kind == USER_DEFINED and id not in known}
+    if not new:
+        return
+    names = {token: id for token, id in model["vocab"].items() if id in new}
+    model["merges"] = [
+        merge for merge in model["merges"] if not {*merge, "".join(merge)} & names.keys()
+    ]
+    rest = {token: id for token, id in model["vocab"].items() if id not in new}
+    model["vocab"] = rest | {tokens[id].replace("▁", " "): id for id in new}
+    state["added_tokens"] += [
+        {"id": id, "content": tokens[id].replace("▁", " "), "special": False, **plain} for id in new
+    ]
+    state["added_tokens"].sort(key=lambda token: token["id"])
 
 
 def _check(tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], name: str) -> None:
@@ -240,6 +279,8 @@ def _compared(
         yield "the number of merges", len(merges), len(facts["tokenizer.ggml.merges"])
         for rank, merge in enumerate(facts["tokenizer.ggml.merges"]):
             yield f"merge {rank}", " ".join(merges[rank]), merge
+    elif not byte_level and "tokenizer.ggml.scores" in facts:
+        yield "the order of merges", _first_out_of_order(merges, facts), None
     added = tokenizer.added_tokens_decoder
     for id, kind in enumerate(facts.get("tokenizer.ggml.token_type", ())):
         if kind == CONTROL:
@@ -254,3 +295,19 @@ def _compared(
     if not byte_level and "tokenizer.ggml.add_space_prefix" in facts:
         prefixed = found[bare[0]].startswith("▁")
         yield "its space prefix", prefixed, facts["tokenizer.ggml.add_space_prefix"]
+
+
+def _first_out_of_order(merges: list[list[str]], facts: dict[str, Any]) -> str | None:
+    """The first merge that SentencePiece, which goes by scores, would make before the one ahead."""
+    scores = _scores(facts)
+    made = [token for pair in merges if (token := "".join(pair)) in scores]
+    pairs = itertools.pairwise(made)
+    return next((after for before, after in pairs if scores[after] > scores[before]), None)
+
+
+def _scores(facts: dict[str, Any]) -> dict[str, float]:
+    """Of the tokens that SentencePiece merges others to."""
+    names = ("tokens", "scores", "token_type")
+    tokens, scores, types = (facts.get(f"tokenizer.ggml.{name}", ()) for name in names)
+    rows = zip(tokens, scores, types, strict=False)
+    return {token.replace(" ", "▁"): score for token, score, kind in rows if kind == NORMAL}

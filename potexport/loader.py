@@ -116,6 +116,8 @@ def read_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
             raise PotexportError(
                 f"{source}: its configuration cannot be read ({first_line(error)}); {ACCEPTED}"
             ) from error
+        if source.kind == "gguf":
+            gguf_source.mend_config(Path(source.location), config)
         unfit = kinds.unfit(config, own_code=own_code)
     if unfit:
         raise PotexportError(f"{source}: model_type '{config.model_type}' {unfit}; {ACCEPTED}")

