@@ -49,6 +49,8 @@ def unfit(config: PreTrainedConfig, *, own_code: bool) -> str:
     strange = set(getattr(text, "layer_types", None) or ()) - ATTENTION_LAYERS
     if strange:
         kinds = ", ".join(sorted(strange))
+        if strange == {"chunked_attention"}:
+            return f"has layers that see the tokens of their own chunk alone ({kinds})"
         return f"has layers that keep a state in place of keys and values ({kinds})"
     if text is not config or hasattr(config, "vision_config") or hasattr(config, "audio_config"):
         alone = causal.get(text.model_type) if text is not config else None

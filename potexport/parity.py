@@ -17,7 +17,7 @@ import numpy as np
 from potexport import adapters, bundle, loader
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
-from potexport.recording import compare, enough_tokens, record
+from potexport.recording import Comparison, Recording, compare, enough_tokens, record
 from potexport.runtime.quiet import quietly
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ class Tolerance:
     kept: float
 
 
-# Measured on SmolLM2-135M, logits up to 41, over 6 to 11 compressions: fp32 0, 8e-5, 9e-5, 0; fp16
+# Measured on SmolLM2-135M, logits up to 41, over 6 to 11 compressions: fp32 0, 8e-5, 9e-5, 0 (Gemma
+# 3 270M by `blend`, whose scores have steps: 1 slot of 36,864); fp16
 # 0, 0.03, 0.02, 0.15%; a16w8 1 of 32, 1.1, 0.5, 1.7%; w4 9 of 32, 10, 5, 11%.
 TOLERANCES = {
-    "fp32": Tolerance(0.0, 5e-4, 1e-3, 0.0),
+    "fp32": Tolerance(0.0, 5e-4, 1e-3, 2e-4),
     "fp16": Tolerance(0.0, 0.5, 0.5, 0.01),
     "a16w8": Tolerance(0.1, 3.0, 3.0, 0.05),
     "w4": Tolerance(0.5, 20.0, 20.0, 0.25),
@@ -268,18 +269,22 @@ def _fits(report: Report, session: Session, model: PreTrainedModel, ids: Array, 
 def _past(report: Report, session: Session, oracle: Oracle, ids: Array) -> None:
     """Kept slots of every compression, and the logits after the last, against the eager loop.
 
-    In fp32 the oracle goes its own way; otherwise it follows the bundle's compressions
-    (`following`).
+    In fp32 the oracle goes its own way; otherwise, or where the two part, it follows the bundle's
+    compressions (`following`): one near tie decided otherwise, and they read different contexts
+    from then on. Followed, a tie is one slot, and what is no tie comes back at every compression.
     """
     mine = record(session, ids, steps=1)
     exact = report.precision == "fp32" and not report.pot_dtype
-    wanted = record(
-        oracle.session(None if exact else mine),
-        ids,
-        forced=mine.tokens,
-        catalyst=session.catalyst.tolist(),
-    )
-    seen = compare(mine, wanted)
+
+    def read(leader: Recording | None) -> tuple[Recording, Comparison]:
+        asked = session.catalyst.tolist()
+        theirs = record(oracle.session(leader), ids, forced=mine.tokens, catalyst=asked)
+        return theirs, compare(mine, theirs)
+
+    wanted, seen = read(None if exact else mine)
+    if exact and seen.disagreements:
+        exact = False
+        wanted, seen = read(mine)
     where = f"{seen.compressions} compressions of {len(session.backend.pot.chosen)} layers"
     how = "eager PyTorch" if exact else "eager PyTorch in fp32 that follows them"
     share = seen.disagreements / seen.kept if seen.kept else float("nan")

@@ -14,6 +14,8 @@ from potexport.runtime.backend import Array, Backend
 from potexport.runtime.session import Session
 from potexport.spec import SCORES
 
+TINY = 1e-30  # in place of a largest of 0: scores of a policy that was asked nothing
+
 
 @dataclass
 class Recording:
@@ -184,7 +186,7 @@ def compare(mine: Recording, reference: Recording) -> Comparison:
         disagreements=int(lost.sum()),
         noise={
             name: max(
-                float((np.abs(one - other).max(-1) / np.abs(other).max(-1)).max())
+                float((np.abs(one - other).max(-1) / np.abs(other).max(-1).clip(TINY)).max())
                 for one, other in zip(mine.scores[name], scores, strict=True)
             )
             for name, scores in reference.scores.items()

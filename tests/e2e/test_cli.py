@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,21 @@ def test_verify_passes_and_fails(
     shown = cli("verify", bundle, *options)
     assert shown.exit_code == 0
     assert "✓" in shown.stdout
+
+
+def test_verify_notices_a_graph_that_keeps_other_slots(
+    cli: Cli, bundle: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """The manifest names another share of novel slots than the graph was built with."""
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    text = (other / "potexport.json").read_text(encoding="utf-8")
+    assert '"alpha": 0.5' in text
+    (other / "potexport.json").write_text(text.replace('"alpha": 0.5', '"alpha": 0.9'))
+    asked = ("--model", model_folder, "--compressions", 2, "--steps", 5, "--json")
+    result = cli("verify", other, *asked)
+    assert result.exit_code == 1
+    failed = [each["name"] for each in json.loads(result.stdout)["checks"] if not each["passed"]]
+    assert failed == ["past the pot: kept slots that differ"]
 
 
 def test_verify_fails_with_exit_code_1(
