@@ -140,8 +140,9 @@ def pot_attention(
     """
     pot = _PASS.get()
     layer: int = module.layer_idx  # type: ignore[assignment]
-    refuse(module, extra, sliding_window, layer, pot.geometry)
-    check_heads(module, key, value)
+    refuse(module, attention_mask, extra)
+    check_window(module, sliding_window, layer, pot.geometry)
+    check_heads(module, key, value, pot.keys[layer])
     query, key = (in_order(each, pot.orders[layer]) for each in (query, key))
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
@@ -169,7 +170,8 @@ def pot_attention(
     if codes:
         out = out + codes.values(layer, weights[..., floats:slots])
     pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
-    return out.reshape(1, query_heads, width, size).transpose(1, 2), None
+    # Contiguous, as transformers' own are: some families view it in another shape.
+    return out.reshape(1, query_heads, width, size).transpose(1, 2).contiguous(), None
 
 
 def _shares(scores: Tensor, mask: Tensor, softcap: float | None, s_aux: Tensor | None) -> Tensor:
@@ -186,13 +188,7 @@ def _shares(scores: Tensor, mask: Tensor, softcap: float | None, s_aux: Tensor |
     return torch.softmax(scores, dim=-1, dtype=torch.float32)[..., :columns]
 
 
-def refuse(
-    module: nn.Module,
-    extra: dict[str, Any],
-    sliding_window: int | None,
-    layer: int,
-    pot: PotGeometry,
-) -> None:
+def refuse(module: nn.Module, attention_mask: Tensor | None, extra: dict[str, Any]) -> None:
     """Raise PotexportError for attention that would come out wrong without a word."""
     kind = type(module).__name__
     asked = [name for name in UNSUPPORTED if extra.get(name) is not None]
@@ -200,22 +196,40 @@ def refuse(
         raise PotexportError(
             f"{kind} asks for {', '.join(asked)}, which the pot's attention does not compute yet"
         )
-    window = sliding_window if sliding_window and sliding_window < pot.positions else 0
-    if window != pot.window_of(layer):
+    if attention_mask is not None:  # transformers was told to make none: it is the family's own
         raise PotexportError(
-            f"{kind} of layer {layer} looks back {sliding_window or 'at all'} tokens, and the "
-            f"model's config says {pot.window_of(layer) or 'all'}; save the config that the model "
-            "was trained with"
+            f"{kind} has a mask of its own, which the pot's attention does not apply; choose a "
+            "decoder with plain causal attention or sliding windows"
         )
 
 
-def check_heads(module: nn.Module, key: Tensor, value: Tensor) -> None:
-    """Raise PotexportError for heads of a shape that a pot does not have."""
+def check_window(
+    module: nn.Module, sliding_window: int | None, layer: int, pot: PotGeometry
+) -> None:
+    """Raise PotexportError where the model's code and its config differ about a layer's window."""
+    window = sliding_window if sliding_window and sliding_window < pot.positions else 0
+    if window != pot.window_of(layer):
+        kind, config = type(module).__name__, pot.window_of(layer) or "all tokens"
+        raise PotexportError(
+            f"{kind} of layer {layer} tells attention to look back {window or 'at all tokens'}, "
+            f"and the model's config says {config}; mend sliding_window, layer_types or "
+            "use_sliding_window in config.json, or choose another model"
+        )
+
+
+def check_heads(module: nn.Module, key: Tensor, value: Tensor, past_key: Tensor) -> None:
+    """Raise PotexportError for heads that are not the pot's. past_key: (Hkv, D, M)."""
     if key.shape != value.shape:
         raise PotexportError(
             f"{type(module).__name__} makes keys of {key.shape[1]} heads of {key.shape[3]} and "
             f"values of {value.shape[1]} of {value.shape[3]}; a pot takes heads of one size (not "
             "latent attention)"
+        )
+    if (key.shape[1], key.shape[3]) != tuple(past_key.shape[:2]):
+        raise PotexportError(
+            f"{type(module).__name__} makes {key.shape[1]} key/value heads of {key.shape[3]}, and "
+            f"the model's config says {past_key.shape[0]} of {past_key.shape[1]}; mend "
+            "num_key_value_heads or head_dim in config.json, or choose another model"
         )
 
 

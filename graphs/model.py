@@ -22,8 +22,9 @@ from potexport.geometry import ModelFacts, PotGeometry
 from potexport.graphs import adapters, attention, experts, rope, turns
 from potexport.graphs.codes import Codes
 from potexport.graphs.turns import Turns
+from potexport.spec import Layout
 
-TOKENS = 24  # of the comparison with the model's own code
+TOKENS = 24  # of the comparison with the model's own code, or all positions that there are
 NEAR = {torch.float32: 1e-3, torch.float16: 0.05}  # of the largest logit
 SAME = {torch.float32: 1e-3, torch.float16: 0.02}  # of a key's norm, once it is turned back
 
@@ -56,7 +57,8 @@ class PotModel(nn.Module):
     def __init__(self, model: PreTrainedModel, facts: ModelFacts, geometry: PotGeometry) -> None:
         """Raises PotexportError for a model that would not compute the same over a pot."""
         super().__init__()
-        wanted = _own_logits(model)
+        tokens = _tokens(model, min(TOKENS, geometry.positions))
+        wanted = _own_logits(model, tokens)
         tables = rope.by_tables(model, geometry.positions, model.dtype)
         adapters.adapt(model)
         attention.register()
@@ -67,7 +69,7 @@ class PotModel(nn.Module):
         self._orders: list[turns.Order] = [()] * facts.layers  # as they are, until they are known
         self.turns = self._measure(tables)
         self._orders = self.turns.orders
-        self._compare(wanted)
+        self._compare(tokens, wanted)
 
     @property
     def turn(self) -> Tensor:
@@ -119,6 +121,12 @@ class PotModel(nn.Module):
                 input_ids=input_ids, position_ids=position_ids, use_cache=False
             ).logits
         layers = range(len(keys))
+        if set(step.new_keys) != set(layers):
+            raise PotexportError(
+                f"{len(step.new_keys)} of {len(layers)} layers of {self.facts.model_type} call "
+                "attention through transformers' interface; choose another model, or write an "
+                "adapter (docs/models.md)"
+            )
         weighted = self.geometry.chosen(len(keys)) if query_weights is not None else []
         mass = step.mass
         if codes is not None:  # by slot, not by column
@@ -158,17 +166,16 @@ class PotModel(nn.Module):
 
     def empty(self) -> tuple[list[Tensor], list[Tensor]]:
         """The keys and values of an empty pot."""
-        facts, pot, dtype = self.facts, self.geometry, self.model.dtype
-        shapes = [
-            (1, facts.kv_heads, facts.head_size, pot.slots_of(n)) for n in range(facts.layers)
-        ]
-        keys = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-        return keys, [torch.zeros_like(key.transpose(2, 3)) for key in keys]
+        specs = Layout(self.facts, self.geometry, frozenset()).past()
+        made = [torch.zeros(spec.shape, dtype=self.model.dtype) for spec in specs]
+        return made[0::2], made[1::2]
 
     @torch.no_grad()
     def _measure(self, tables: list[tuple[Tensor, Tensor]]) -> Turns:
         """How each layer turns its keys."""
-        token, distance = torch.ones(1, 1, dtype=torch.int32), self.geometry.positions - 1
+        # Some rows are zeros, that of padding for one, and zeros turn in any way.
+        token = _table(self.model).float().norm(dim=-1).argmax().to(torch.int32).reshape(1, 1)
+        distance = self.geometry.positions - 1
         fill = torch.zeros(1 if self.geometry.uniform else self.facts.layers, dtype=torch.int32)
         zero, pot = torch.zeros(1, dtype=torch.int32), self.empty()
         near, far = (self.run(token, fill, zero + n, *pot).keys for n in (0, distance))
@@ -187,14 +194,13 @@ class PotModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _compare(self, wanted: Tensor) -> None:
-        """Raise PotexportError unless logits over a pot are the model's own, (1, TOKENS, V): of a
-        first pass, and of a second that reads its rows."""
+    def _compare(self, ids: Tensor, wanted: Tensor) -> None:
+        """Raise PotexportError unless logits over a pot are the model's own, (1, T, V) of ids
+        (1, T): of a first pass, and of a second that reads its rows."""
         keys, values = self.empty()
         count = torch.zeros(1 if self.geometry.uniform else self.facts.layers, dtype=torch.int32)
-        room = min(min(value.shape[2] for value in values), self.geometry.slots)
-        ids, zero = _tokens(self.model), torch.zeros(1, dtype=torch.int32)
-        half = min(TOKENS // 2, room)
+        room, zero = min(value.shape[2] for value in values), torch.zeros(1, dtype=torch.int32)
+        half = min(ids.shape[1] // 2, room)
         first = self.run(ids[:, :half], count, zero, keys, values)
         for layer in range(self.facts.layers):
             keys[layer][..., :half] = first.keys[layer]
@@ -204,9 +210,9 @@ class PotModel(nn.Module):
         error = float((mine - wanted).abs().max() / wanted.abs().max())
         if not error <= NEAR[self.model.dtype]:
             raise PotexportError(
-                f"{self.facts.model_type} does not compute the same over a pot: of {TOKENS} tokens "
-                f"the logits are off by {error:.1%} of the largest; its code does something to "
-                "attention or positions that is not supported yet"
+                f"{self.facts.model_type} does not compute the same over a pot: of "
+                f"{ids.shape[1]} tokens the logits are off by {error:.1%} of the largest; its code "
+                "does something to attention or positions that is not supported yet"
             )
 
     def novelty(self, logits: Tensor, next_ids: Tensor) -> Tensor:
@@ -218,19 +224,23 @@ class PotModel(nn.Module):
         return -torch.log_softmax(logits, dim=-1).gather(-1, next_ids[..., None].long())[..., 0]
 
 
-def _tokens(model: PreTrainedModel) -> Tensor:
-    """(1, TOKENS) int32, of all over the vocabulary."""
-    table: Any = model.get_input_embeddings()
-    rows = table.weight.shape[0]
-    made: Tensor = torch.arange(1, TOKENS + 1, dtype=torch.int32) * 7919 % rows
+def _table(model: PreTrainedModel) -> Tensor:
+    embedding: Any = model.get_input_embeddings()
+    made: Tensor = embedding.weight
+    return made
+
+
+def _tokens(model: PreTrainedModel, count: int) -> Tensor:
+    """(1, count) int32, of all over the vocabulary."""
+    made: Tensor = torch.arange(1, count + 1, dtype=torch.int32) * 7919 % _table(model).shape[0]
     return made[None]
 
 
 @torch.no_grad()
-def _own_logits(model: PreTrainedModel) -> Tensor:
-    """(1, TOKENS, V) float32, by transformers' own attention and experts."""
+def _own_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(1, T, V) float32 of ids (1, T), by transformers' own attention and experts."""
     experts.one_by_one(model)
-    own: Tensor = model(input_ids=_tokens(model), use_cache=False).logits.float()
+    own: Tensor = model(input_ids=ids, use_cache=False).logits.float()
     return own
 
 
@@ -253,8 +263,8 @@ class Superset(nn.Module):
         positions: list[Tensor],
     ) -> tuple[Tensor, ...]:
         """pot: key, value of layer 0, key, value of layer 1 ...; coded: the tensors of
-        `Layout.codes`, with the positions of slots, if there are any; returns logits, novelty, L
-        masses, L new masses, L x (key, value)."""
+        `Layout.codes`, with the positions of slots, if there are any; returns logits, novelty,
+        of each chosen layer a mass, then a new mass, and L x (key, value)."""
         out = self.core.run(
             input_ids,
             past_seq_len,

@@ -29,6 +29,7 @@ class TableRotary(nn.Module):
     ) -> None:
         """kinds: the types of layers, where the module tells them apart; else empty."""
         super().__init__()
+        self.config = getattr(rotary, "config", None)  # which some families ask it for
         self.kinds = kinds
         self.plain: list[tuple[Tensor, Tensor]] = []  # cos and sin (positions, R) float32
         given = torch.zeros(1, dtype=torch.float32), torch.arange(positions)[None]

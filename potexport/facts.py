@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from potexport.errors import PotexportError
 from potexport.geometry import ModelFacts
+from potexport.loader import first_line
 from potexport.runtime.quiet import quietly
 from potexport.spec import ITEM_BYTES, QUANTIZED
 
@@ -29,6 +30,11 @@ def model_facts(config: PreTrainedConfig) -> ModelFacts:
             vocab_size=config.vocab_size,
             max_positions=config.max_position_embeddings,
         )
+    except RuntimeError as error:  # transformers' own, of numbers that differ from layer to layer
+        raise PotexportError(
+            f"model type {config.model_type!r} is not supported: its layers have keys of different "
+            f"sizes ({first_line(error)}); choose a decoder whose layers are alike"
+        ) from error
     except AttributeError as error:
         raise PotexportError(
             f"model type {config.model_type!r} is not supported: its config lacks {error.name}; "
@@ -41,8 +47,13 @@ def windows(config: PreTrainedConfig) -> tuple[int, ...]:
     has a sliding window. What a config leaves open is checked when the model runs
     (`graphs.attention`)."""
     size = getattr(config, "sliding_window", None)
-    if not size:
+    if size in (None, 0):
         return ()
+    if type(size) is not int or size < 1:
+        raise PotexportError(
+            f"sliding_window of the model's config is {size!r}; it must be a whole number above 0, "
+            "or null"
+        )
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     found = tuple(size if kind == "sliding_attention" else 0 for kind in kinds)
     return found if any(found) else ()
@@ -86,9 +97,15 @@ def without_storage(config: PreTrainedConfig, *, trust_remote_code: bool) -> Any
     with quietly():  # transformers imports torchao where it is installed, which is not quiet
         from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        auto: Any = AutoModelForCausalLM
-        return auto.from_config(config, trust_remote_code=trust_remote_code)
+    auto: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config may be wrong in as many ways as there are models
+        raise PotexportError(
+            f"model type {config.model_type!r}: no model can be made of its config "
+            f"({type(error).__name__}: {first_line(error)}); compare it with the original model's"
+        ) from error
 
 
 def parameters(model: PreTrainedModel) -> int:

@@ -221,18 +221,18 @@ def default_geometry(
 
     windows: of each layer, as the model has them; empty if it has none.
     """
+    limits = [facts.max_positions, *([most_positions] if most_positions else [])]
+    limits += [min(windows)] if windows and all(windows) else []
     if slots is None:
         slots = min(max(facts.max_positions // 8, 512), 2048)
-        if slots + 64 > facts.max_positions:  # a pot and the pass over it need positions
-            slots = facts.max_positions // 2
+        if slots + 64 > min(limits):  # a pot and the pass over it need positions
+            slots = min(limits) // 2
     chunk = _or(chunk, min(64, max(slots // 4, 1)))
     sink, recent = _or(sink, min(4, slots // 8)), _or(recent, min(16, slots // 8))
     keep_max = _or(keep_max, max(slots - chunk, 1))
     catalyst_width = _or(catalyst_width, min(32, slots))
     least = max((slots, *layer_slots)) + max(chunk, catalyst_width)
-    limits = [facts.max_positions, POTS * slots, *([most_positions] if most_positions else [])]
-    limits += [min(windows)] if windows and all(windows) else []
-    positions = _or(positions, max(least, min(limits)))
+    positions = _or(positions, max(least, min(POTS * slots, *limits)))
     geometry = PotGeometry(
         slots=slots,
         chunk=chunk,

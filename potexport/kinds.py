@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+STATES = frozenset({"linear_attention", "conv", "mamba", "recurrent", "hybrid"})
 # What quantized weights bring along, where the config does not speak of them.
 CODES = (".qweight", ".qzeros", ".weight_scale", ".weight_scale_inv", ".SCB", ".absmax", "_blocks")
 
@@ -18,7 +19,11 @@ CODES = (".qweight", ".qzeros", ".weight_scale", ".weight_scale_inv", ".SCB", ".
 def refuse_quantized(source: str, raw: dict[str, Any]) -> None:
     """By the config as it is written."""
     for part in (raw, raw.get("text_config") or {}):
-        said = part.get("quantization_config") or part.get("compression_config")
+        said = isinstance(part, dict) and (
+            part.get("quantization_config") or part.get("compression_config")
+        )
+        if said and not isinstance(said, dict):
+            _refuse(source, str(said))
         if said:
             small = said.get("load_in_8bit") or said.get("load_in_4bit")
             _refuse(source, said.get("quant_method") or ("bitsandbytes" if small else "no name"))
@@ -51,7 +56,9 @@ def unfit(config: PreTrainedConfig, *, own_code: bool) -> str:
         kinds = ", ".join(sorted(strange))
         if strange == {"chunked_attention"}:
             return f"has layers that see the tokens of their own chunk alone ({kinds})"
-        return f"has layers that keep a state in place of keys and values ({kinds})"
+        if strange <= STATES:
+            return f"has layers that keep a state in place of keys and values ({kinds})"
+        return f"has layers of a kind that no pot holds ({kinds})"
     if text is not config or hasattr(config, "vision_config") or hasattr(config, "audio_config"):
         alone = causal.get(text.model_type) if text is not config else None
         if alone is None or alone.endswith("ForConditionalGeneration"):

@@ -8,7 +8,6 @@ segments to overlap, so the second becomes a view of the first.
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -48,6 +47,7 @@ def share_bytes(path: Path) -> int:
 
     The file is replaced by the shorter one. Returns the bytes saved.
     """
+    temporary = path.with_name(f".{path.name}.sharing")
     with path.open("rb") as file:
         magic, _, program_size, base, _ = HEADER.unpack_from(file.read(64), HEADER_AT)
         if magic != b"eh00":
@@ -63,7 +63,10 @@ def share_bytes(path: Path) -> int:
                 twins[index] = found
         saved = sum(segments[index].size for index in twins)
         if saved:
-            _write(path, program, data, segments, twins)
+            _write(temporary, program, data, segments, twins)
+    if saved:
+        shutil.copymode(path, temporary)
+        temporary.replace(path)  # which is closed: Windows replaces no open file
     return saved
 
 
@@ -161,7 +164,8 @@ def _write(
     segments: list[_Segment],
     twins: Mapping[int, int],
 ) -> None:
-    """The file without the segments of `twins`, whose offsets point into another segment."""
+    """To `path`, the program without the segments of `twins`, whose offsets point into another
+    segment."""
     kept = [index for index in range(len(segments)) if index not in twins]
     places, end = {}, 0
     for index in sorted(kept, key=lambda i: segments[i].offset):
@@ -176,19 +180,16 @@ def _write(
         if segment.field:
             struct.pack_into("<Q", program, segment.field, places[index])
         elif places[index]:
-            raise RuntimeError(f"segment {index} of {path.name} stores no offset to change")
+            raise RuntimeError(f"segment {index} stores no offset to change")
     size = max(places[i] + segments[i].size for i in kept)
     begin = HEADER.unpack_from(program, HEADER_AT)
     HEADER.pack_into(program, HEADER_AT, *begin[:4], size)
-    temporary = path.with_name(f".{path.name}.sharing")
-    with temporary.open("wb") as file:
+    with path.open("wb") as file:
         file.write(program)
         for index in kept:
             file.seek(data.base + places[index])
             for piece in data.pieces(segments[index].offset, segments[index].size):
                 file.write(piece)
-    shutil.copymode(path, temporary)
-    os.replace(temporary, path)
 
 
 def check(path: Path, graphs: Mapping[str, GraphSpec]) -> None:

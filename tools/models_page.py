@@ -73,6 +73,9 @@ def facts(measured: list[dict[str, Any]]) -> dict[str, Any]:
             found = families.setdefault(each["family"], {})
             found[each["runtime"]] = {name: each[name] for name in ("fits", "past", "compressions")}
             found |= {name: each[name] for name in ("traits", "npu") if name in each}
+    without = [name for name, each in families.items() if not each.get("npu")]
+    if without:
+        raise ValueError(f"no figures of the NPU's emulator; install onnxruntime-qnn: {without}")
     missing = set(NAMES) ^ set(families)
     if missing:
         raise ValueError(f"expected all families and no others; these differ: {sorted(missing)}")
@@ -137,8 +140,9 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     if len(sys.argv) > 1:
         found = facts(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        text = page(found)
         FACTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(found), encoding="utf-8")
+        PAGE.write_text(text, encoding="utf-8")
     else:
         print(page(json.loads(FACTS.read_text(encoding="utf-8"))), end="")
 

@@ -79,15 +79,15 @@ class Proof:
 
     def oracle(self, **changes: Any) -> Any:
         names = ("chunk", "keep", "keep_max", "sink", "recent", "positions")
-        return FamilyReference(
-            load(self.model),
-            slots=POT["pot"],
-            policy="infinipot",
-            settings=INFINIPOT,
-            catalyst=CATALYST,
-            widest=max(POT["chunk"], POT["catalyst_width"]),
-            **{**{name: POT[name] for name in names}, **changes},
-        )
+        own: dict[str, Any] = {
+            "slots": POT["pot"],
+            "policy": "infinipot",
+            "settings": INFINIPOT,
+            "catalyst": CATALYST,
+            "widest": max(POT["chunk"], POT["catalyst_width"]),
+            **{name: POT[name] for name in names},
+        }
+        return FamilyReference(load(self.model), **{**own, **changes})
 
     def traits(self) -> dict[str, Any]:
         """What sets the family apart, measured on its model."""

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "llama4_text": (
         lambda: _made("Llama4ForCausalLM", "Llama4TextConfig", num_local_experts=2, **NEW),
-        "chunked_attention",
+        "see the tokens of their own chunk alone",
     ),
     "mistral (window)": (_mistral, "every layer looks back only 20 tokens"),
     "mamba": (

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from potexport import bundle, pipeline
+from potexport.errors import PotexportError
 from potexport.runtime.session import Session
 from tests import tiny
 from tests.families.proof import Proof
@@ -102,5 +103,5 @@ def test_a_manifest_with_other_windows_is_refused(
     manifest = bundle.read(proof.bundle)
     other = replace(manifest, pot=replace(manifest.pot, windows=windows))
     (proof.bundle / bundle.MANIFEST).write_text(other.to_json())
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(PotexportError, match=message):
         bundle.read(proof.bundle)

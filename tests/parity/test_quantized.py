@@ -112,7 +112,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     [
         ("llama", "infinipot"),
         ("llama-tied", "infinipot"),
-        ("qwen2", "infinipot"),
+        ("gemma3", "infinipot"),
         ("qwen3", "keydiff"),
         ("llama", "streaming"),
     ],
