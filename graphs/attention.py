@@ -157,16 +157,14 @@ def pot_attention(
     rows = (query * scaling).reshape(kv_heads, query_heads // kv_heads * width, size)
     codes = pot.codes
     coded = [codes.scores(layer, rows)] if codes else []
-    parts = [rows @ past_key, *coded, rows @ new_key]
-    scores = torch.cat(parts, dim=-1)  # (Hkv, g*T, M+T)
+    scores = torch.cat([rows @ past_key, *coded, rows @ new_key], dim=-1)  # (Hkv, g*T, M+T)
     slots = scores.shape[-1] - width
     weights = _shares(scores, pot.masks[layer], softcap, s_aux)
     if pot.row_weights is not None:
         pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
         pot.new_mass[layer] = (pot.row_weights @ weights[..., slots:])[:, 0]
     weights = weights.to(query.dtype)
-    # (Hkv, g*T, D)
-    out = weights[..., :floats] @ past_value + weights[..., slots:] @ new_value
+    out = weights[..., :floats] @ past_value + weights[..., slots:] @ new_value  # (Hkv, g*T, D)
     if codes:
         out = out + codes.values(layer, weights[..., floats:slots])
     pot.new_keys[layer], pot.new_values[layer] = new_key[None], value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,9 @@ def write(
         path,
         soc=decided.socs[0] if decided.socs else None,
     )
+    del core, squeezing
+    traced.clear()
+    gc.collect()  # programs refer to themselves, and hold what a delegate made of the weights
     stage("share")
     saved = store_executorch.share_bytes(path)
     stage("check")

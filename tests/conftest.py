@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+ALONE = {"test_families", "test_refused"}  # share nothing
+# A folder's tests share what they build; these files share nothing with the others of theirs.
+GROUPS = {f"parity/test_{name}" for name in ("smollm2", "policies", "coded", "shapes")}
+GROUPS |= {"families/test_windows", "npu/test_smollm2", "executorch/test_delegates"}
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,14 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--families", metavar="FILE", help="write what was measured of each, as JSON")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all of a folder's tests, which share what they build (pytest-xdist with
-    --dist loadgroup); unit tests, and families, share nothing."""
+    """Let one process run what shares fixtures (pytest-xdist with --dist loadgroup)."""
     for item in items:
         folder = item.path.parent.relative_to(HERE).as_posix()
-        if folder not in ("unit", "families"):
-            item.add_marker(pytest.mark.xdist_group(folder))
+        if folder != "unit" and item.path.stem not in ALONE:
+            own = f"{folder}/{item.path.stem}"
+            item.add_marker(pytest.mark.xdist_group(own if own in GROUPS else folder))
 
 
 _FOUND: list[dict[str, Any]] = []
