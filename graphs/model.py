@@ -121,12 +121,7 @@ class PotModel(nn.Module):
                 input_ids=input_ids, position_ids=position_ids, use_cache=False
             ).logits
         layers = range(len(keys))
-        if set(step.new_keys) != set(layers):
-            raise PotexportError(
-                f"{len(step.new_keys)} of {len(layers)} layers of {self.facts.model_type} call "
-                "attention through transformers' interface; choose another model, or write an "
-                "adapter (docs/models.md)"
-            )
+        self._all_called(step)
         weighted = self.geometry.chosen(len(keys)) if query_weights is not None else []
         mass = step.mass
         if codes is not None:  # by slot, not by column
@@ -140,6 +135,15 @@ class PotModel(nn.Module):
             new_mass=[step.new_mass[layer] for layer in weighted],
             queries=[step.queries[layer] for layer in layers] if step.queries else [],
         )
+
+    def _all_called(self, step: attention.Pass) -> None:
+        called, layers = len(step.new_keys), self.facts.layers
+        if called != layers:
+            raise PotexportError(
+                f"{called} of {layers} layers of {self.facts.model_type} call attention through "
+                "transformers' interface; choose another model, or write an adapter "
+                "(docs/models.md)"
+            )
 
     def _masks(
         self, past_seq_len: Tensor, width: int, group: int, codes: Codes | None
