@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench quality format model gemma clean help
+.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a questio
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
 test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
+	$(PYTEST) -m "not thorough"
+
+test-all: $(VENV)/ready model  ## those too that take longest
 	$(PYTEST)
 
 check: $(VENV)/ready  ## format, lint, types and unit tests

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def _without_stderr() -> Iterator[None]:
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
-        with quietly():
+        # Its binding writes what C++ says to Python's stream, whatever that is.
+        with quietly(), redirect_stderr(io.StringIO()):
             yield
     finally:
         os.dup2(stderr, 2)

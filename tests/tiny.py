@@ -60,7 +60,11 @@ class Family:
         """A random model as transformers makes it; `changes` override its own."""
         sizes = {key: size for key, size in SIZES.items() if key not in self.without}
         config_class = getattr(transformers, self.config or f"{self.name}Config")
-        config = config_class(**{**sizes, **self.changes, **changes})
+        asked = {**sizes, **self.changes, **changes}
+        for name in ("layer_types", "no_rope_layers"):  # of fewer layers the last
+            if name in self.changes and name not in changes:
+                asked[name] = asked[name][-asked["num_hidden_layers"] :]
+        config = config_class(**asked)
         return getattr(transformers, f"{self.name}ForCausalLM")(config)
 
 

@@ -135,7 +135,8 @@ def test_a_packed_embedding_holds_the_nearest_of_its_steps(
     assert packed.packed.shape == (rows, columns // 2)
 
 
-@pytest.mark.parametrize("head_size", [16, 10])  # rows of 96 and 128 all, and some of 60
+# Rows of 96 and 128 all, and some of 60.
+@pytest.mark.parametrize("head_size", [pytest.param(16, marks=pytest.mark.thorough), 10])
 def test_8da4w_is_torchaos_own_arithmetic(tmp_path: Path, head_size: int) -> None:
     """The program against the same quantized modules in PyTorch, and both against fp32."""
     sizes = {"hidden_size": 96, "intermediate_size": 128, "head_dim": head_size}

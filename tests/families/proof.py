@@ -32,8 +32,8 @@ class Proof:
     bundle: Path
 
     @classmethod
-    def build(cls, family: str, folder: Path, **options: Any) -> Proof:
-        model = tiny.save(folder / "model", family)
+    def build(cls, family: str, folder: Path, *, layers: int = 3, **options: Any) -> Proof:
+        model = tiny.save(folder / "model", family, num_hidden_layers=layers)
         pipeline.build(pipeline.Options(model=str(model), **{**ASKED, **options}), folder / "it")
         return cls(family, model, folder / "it")
 

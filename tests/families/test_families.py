@@ -1,8 +1,8 @@
 """Every family, on both runtimes and on the NPU's emulator, against transformers and the oracle.
 
 Attention sinks do not exist in random weights: this proves plumbing, not quality. What is measured
-here goes into docs/models.md (`make models`); of every commit COMMON are run, without what each
-layer gives on the emulator.
+here goes into docs/models.md (`make models`); of every commit COMMON are run, with two layers and
+without what each gives on the emulator.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def test_a_family(
     record_property: Record,
     pytestconfig: pytest.Config,
 ) -> None:
-    proof = Proof.build(family, tmp_path, runtime=runtime)
+    deep = pytestconfig.getoption("--all-families")
+    proof = Proof.build(family, tmp_path, layers=3 if deep else 2, runtime=runtime)
     fits = proof.fits()
     past, compressions = proof.past()
     found: dict[str, Any] = {"fits": fits, "past": past, "compressions": compressions}
     if runtime == "onnxruntime":
-        deep = pytestconfig.getoption("--all-families")
         found |= {"traits": proof.traits(), "npu": _on_npu(proof, deep=deep)}
     record_property("family", {"family": family, "runtime": runtime, **found})
     within = tolerances.FAMILY if _is_exact(family, runtime) else tolerances.GELU

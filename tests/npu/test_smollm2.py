@@ -60,6 +60,7 @@ def test_one_bundle_for_four_chips(made: Path) -> None:
         assert npu.gate == 1.0
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_the_loop_over_five_compressions(made: Path, cut: Path, tmp_path: Path) -> None:
     """The limits of issue 3; measured: cosine 0.999998, every best token, every kept slot."""

@@ -54,15 +54,23 @@ def test_the_loop_equals_eager_pytorch(build: Build, pot_dtype: str) -> None:
     _same(build, pot_dtype=pot_dtype)
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
+# ExecuTorch's slow builds: one of them, and what it needs is what the others do.
+SCORES = [("onnxruntime", policy) for policy in POLICIES[1:]] + [("executorch", "vatp")]
+SLOW = pytest.param("executorch", marks=pytest.mark.thorough)
+on_both = pytest.mark.parametrize("build", ["onnxruntime", SLOW], indirect=True)
+
+
+@pytest.mark.parametrize(("build", "policy"), SCORES, indirect=["build"])
 def test_every_kind_of_score_finds_its_slot(build: Build, policy: str) -> None:
     _same(build, pot_dtype="int8", policy=policy, catalyst_width=32)
 
 
+@on_both
 def test_a_reset_at_every_compression(build: Build) -> None:
     _same(build, pot_dtype="int4", positions=LEAST)
 
 
+@on_both
 def test_layers_of_different_sizes(build: Build) -> None:
     _same(build, pot_dtype="int4", pot_shape="pyramid", policy="h2o")
 

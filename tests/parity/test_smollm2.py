@@ -24,6 +24,7 @@ BLEND = "blend:keydiff(pool=9,rotated=false) + 0.5*vnorm(pool=9) + 2*catalyst(po
 QUESTION = "\n\nWhat is said of Mr. Darcy's pride?"
 
 pytestmark = smollm2.needed
+MORE = pytest.param("blend", 4, marks=pytest.mark.thorough)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
@@ -91,7 +92,7 @@ def test_context_that_fits_equals_transformers(session: Session, model: Any) -> 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("policy", "compressions"), [("infinipot", 10), ("blend", 4)])
+@pytest.mark.parametrize(("policy", "compressions"), [("infinipot", 10), MORE])
 def test_past_the_pot_equals_the_independent_reference(
     session: Session, model: Any, policy: str, compressions: int
 ) -> None:
