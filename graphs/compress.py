@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from potexport.geometry import PotGeometry
 from potexport.graphs.codes import Four, Stored, flat
 from potexport.graphs.policies import Policy
-from potexport.graphs.rope import turn_back, turn_columns_back, turn_forward
+from potexport.graphs.rope import reversed_turn, turn_back, turn_columns_forward, turn_forward
 from potexport.graphs.select import Candidates, masks, select
 from potexport.graphs.turns import Turns
 
@@ -204,7 +204,8 @@ class Compress(nn.Module):
         table = self.turns.of(layer)
         if table is None or back is None:
             return key.clone()
-        return turn_columns_back(key[0].float(), table.index_select(0, back)).to(key.dtype)[None]
+        by = reversed_turn(table.index_select(0, back))
+        return turn_columns_forward(key[0].float(), by[None]).to(key.dtype)[None]
 
 
 def _moves(kept: Tensor, positions: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,8 +74,7 @@ class PotModel(nn.Module):
     @property
     def turn(self) -> Tensor:
         """The table of all layers, of a coded pot (`codes`)."""
-        table = self.turns.of(0)
-        return torch.empty(0) if table is None else table
+        return self.turns.common
 
     def run(
         self,

@@ -128,21 +128,18 @@ def turn_back(keys: Tensor, by: Tensor) -> Tensor:
 
 def turn_forward(keys: Tensor, by: Tensor) -> Tensor:
     """Rotate keys to later positions; arguments as of `turn_back`."""
+    return turn_back(keys, reversed_turn(by))
+
+
+def reversed_turn(by: Tensor) -> Tensor:
+    """(…, D), rows of a table, for the other way round."""
     half = by.shape[-1] // 2
-    return turn_back(keys, torch.cat([by[:, :half], -by[:, half:]], dim=-1))
-
-
-def turn_columns_back(keys: Tensor, by: Tensor) -> Tensor:
-    """Rotate keys as a pot has them, all by the same: keys (R, D, M); by (1, D) -> (R, D, M)."""
-    half = keys.shape[1] // 2
-    cos, sin = by.reshape(-1, 1)[:half], by.reshape(-1, 1)[half:]  # (D/2, 1)
-    first, second = keys[:, :half], keys[:, half:]
-    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=1)
+    return torch.cat([by[..., :half], -by[..., half:]], dim=-1)
 
 
 def turn_columns_forward(keys: Tensor, by: Tensor) -> Tensor:
-    """Keys as a pot has them, each to a later position of its own: keys (R, D, M); by (R, M, D) ->
-    (R, D, M)."""
+    """The same for keys as a pot has them: keys (R, D, M); by (R, M, D), or (1, 1, D) to turn all
+    alike -> (R, D, M)."""
     half = keys.shape[1] // 2
     by = by.transpose(1, 2)
     cos, sin = by[:, :half], by[:, half:]  # (R, D/2, M)

@@ -77,6 +77,12 @@ class Turns(nn.Module):
         return None if number is None else self.get_buffer(f"turn_{number}")
 
     @property
+    def common(self) -> Tensor:
+        """The table of all layers, where they are `alike`; of use to coded pots alone."""
+        table = self.of(0)
+        return torch.empty(0) if table is None else table
+
+    @property
     def orders(self) -> list[Order]:
         return [turn.order for turn in self.layers]
 

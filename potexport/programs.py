@@ -41,8 +41,8 @@ class Graph(nn.Module):
         def run(given: Named) -> Named:
             keys: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.key", core.chosen)
             values: Sequence[Tensor] = _of_layers(given, "past_key_values.{}.value", core.chosen)
-            stored, table = None, core.turns.of(core.chosen[0])
-            codes = None if table is None else Codes.of(given, core.geometry.sink, table)
+            stored = None
+            codes = Codes.of(given, core.geometry.sink, core.turns.common)
             if codes is not None:
                 stored = Stored(codes, keys, values, given["keep_coded"])
                 keys, values = stored.in_order()

@@ -21,7 +21,7 @@ from tests.families.proof import Proof
 from tests.parity import tolerances
 from tests.parity.conftest import POT
 from tests.parity.held import SPECS, begin
-from tests.parity.test_loop import CATALYST, INFINIPOT, alike, difference, tokens
+from tests.parity.test_loop import CATALYST, alike, difference, generate_alike, tokens
 
 POLICIES = ("infinipot", "snapkv", "h2o", "keydiff", "tova", "random")
 FAMILIES = ("gemma3", "smollm3", "glm4")
@@ -52,15 +52,9 @@ def test_policies_choose_as_their_rules_do(proof: Proof, policy: str) -> None:
 def test_generating_past_window_and_pot_equals_the_oracle(proof: Proof) -> None:
     session = Session.open(proof.bundle, threads=1)
     session.set_catalyst(CATALYST)
-    session.feed(tokens(20))
-    oracle = proof.oracle(settings={"alpha": INFINIPOT["alpha"], "pool": 3})
-    wanted = oracle.read(tokens(20).tolist())
-    for _ in range(90):
-        mine = session.logits()
-        assert difference(mine, wanted) <= tolerances.PAST
-        token = int(mine.argmax())
-        session.accept(token)
-        wanted = oracle.decode(token)
+    settings = session.manifest.policy_of("infinipot").settings
+    oracle = proof.oracle(settings=settings)
+    generate_alike(session, oracle)
     assert len(oracle.kept) >= 2
 
 

@@ -139,17 +139,22 @@ def sentencepiece_facts() -> dict[str, Any]:
     }
 
 
-def write_gguf(path: Path, facts: dict[str, Any], model: Any = None, **extra: Any) -> Source:
-    """A GGUF of the tiny model, written as llama.cpp's converter would; None leaves a key out."""
-    model = model or tiny_model()
-    writer = gguf.GGUFWriter(path, "llama")
-    config = model.config
+def add_sizes(writer: Any, config: Any) -> None:
+    """Those that every architecture's GGUF has."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
+
+
+def write_gguf(path: Path, facts: dict[str, Any], model: Any = None, **extra: Any) -> Source:
+    """A GGUF of the tiny model, written as llama.cpp's converter would; None leaves a key out."""
+    model = model or tiny_model()
+    writer = gguf.GGUFWriter(path, "llama")
+    config = model.config
+    add_sizes(writer, config)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(10000.0)

@@ -17,7 +17,7 @@ from potexport import gguf_source, loader
 from potexport.loader import Source
 from tests import gemma3
 from tests.reference_sentencepiece import SentencePiece
-from tests.unit.checkpoints import ROOT, load, refusal
+from tests.unit.checkpoints import ROOT, add_sizes, load, refusal
 
 PIECES = ["▁", "a", "b", "c", "▁a", "ab", "▁ab", "abc", "ca"]
 RUNS = [" " * n for n in range(2, 8)] + ["\n", "\n\n", "<b>"]
@@ -75,12 +75,7 @@ def write(path: Path, model: Any, **facts: Any) -> Source:
     """As llama.cpp's converter writes a Gemma 3: norms with their 1, no layer types; None leaves
     a key out."""
     writer, config = gguf.GGUFWriter(path, "gemma3"), model.config
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    add_sizes(writer, config)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
