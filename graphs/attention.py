@@ -22,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from potexport.errors import PotexportError
 from potexport.geometry import PotGeometry
 from potexport.graphs.codes import Codes
+from potexport.graphs.in_place import Lengths, choose, fused_attention
 from potexport.graphs.turns import Order, in_order
 
 NAME = "potexport"
@@ -40,6 +41,8 @@ class Pass:
     orders: of each layer, the elements of queries and keys as the pot has them.
     codes: of a coded pot, of which `keys` and `values` are only F columns; M are both together.
     row_weights: (Hkv, 1, g*T) float32, of each row in the mass, or None where none is wanted.
+    in_place: of a pot that is written in place its keys and values, L x (1, Hkv, S, D) each, and how
+        full it is; `keys` and `values` are views of it. What leaves is the pot itself then.
     """
 
     keys: list[Tensor]
@@ -49,6 +52,7 @@ class Pass:
     geometry: PotGeometry
     codes: Codes | None = None
     row_weights: Tensor | None = None
+    in_place: tuple[list[tuple[Tensor, Tensor]], Lengths] | None = None
     new_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, D, T)
     new_values: dict[int, Tensor] = field(default_factory=dict)  # layer -> (1, Hkv, T, D)
     mass: dict[int, Tensor] = field(default_factory=dict)  # layer -> (Hkv, M) float32
@@ -161,15 +165,23 @@ def pot_attention(
     slots = scores.shape[-1] - width
     weights = _shares(scores, pot.masks[layer], softcap, s_aux)
     if pot.row_weights is not None:
-        pot.mass[layer] = (pot.row_weights @ weights[..., :slots])[:, 0]
+        held = pot.geometry.slots_of(layer) if pot.in_place else slots
+        pot.mass[layer] = (pot.row_weights @ weights[..., :held])[:, 0]
         pot.new_mass[layer] = (pot.row_weights @ weights[..., slots:])[:, 0]
     weights = weights.to(query.dtype)
     out = weights[..., :floats] @ past_value + weights[..., slots:] @ new_value  # (Hkv, g*T, D)
     if codes:
         out = out + codes.values(layer, weights[..., floats:slots])
-    pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
     # Contiguous, as transformers' own are: some families view it in another shape.
-    return out.reshape(1, query_heads, width, size).transpose(1, 2).contiguous(), None
+    out = out.reshape(1, query_heads, width, size).transpose(1, 2).contiguous()
+    if pot.in_place is None:
+        pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
+        return out, None
+    held_rows, lengths = pot.in_place
+    fused, pot.new_keys[layer], pot.new_values[layer] = fused_attention(
+        query, key, value, held_rows[layer], lengths, scaling=scaling, softcap=softcap, s_aux=s_aux
+    )
+    return choose(out.reshape(1, width, -1), fused).reshape(out.shape), None
 
 
 def _shares(scores: Tensor, mask: Tensor, softcap: float | None, s_aux: Tensor | None) -> Tensor:

@@ -71,10 +71,14 @@ class Compress(nn.Module):
         geometry: PotGeometry,
         turns: Turns,
         statistics: tuple[Tensor, Tensor] | None = None,
+        *,
+        in_place: bool = False,
     ) -> None:
         """statistics: of un-rotated queries, for policies that need "queries": their means
-        (L, Hq, D) and covariances (L, Hq, D, D)."""
+        (L, Hq, D) and covariances (L, Hq, D, D). in_place: the pot's keys and values are (1, Hkv, S,
+        D), as in `Layout`, and so are those that leave, (1, Hkv, K, D)."""
         super().__init__()
+        self.in_place = in_place
         self.policy, self.geometry, self.turns = policy, geometry, turns
         count = len(turns.layers)
         self.chosen, self.windowed = geometry.chosen(count), geometry.windowed(count)
@@ -153,9 +157,9 @@ class Compress(nn.Module):
         needs, layer = self.policy.needs, self.chosen[number]
         known: dict[str, Any] = {}
         if "keys" in needs:
-            known["keys"] = given.keys[number][0]
+            known["keys"] = self._columns(given.keys[number][0])
         if "values" in needs:
-            known["values"] = given.values[number][0]
+            known["values"] = given.values[number][0, :, : self.geometry.slots_of(layer)]
         if self.query_mean is not None and self.query_covariance is not None:
             known |= {
                 "query_mean": self.query_mean[layer],
@@ -168,6 +172,10 @@ class Compress(nn.Module):
             turn=self.turns.of(layer),
             **known,
         )
+
+    def _columns(self, key: Tensor) -> Tensor:
+        """A layer's keys, (Hkv, D, M)."""
+        return key[:, : self.geometry.slots].transpose(1, 2) if self.in_place else key
 
     def _choose(self, candidates: Candidates, rows: int) -> Tensor:
         """(rows, K) int32; a policy may answer once for all rows."""
@@ -184,16 +192,19 @@ class Compress(nn.Module):
         reset: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """key (Hkv, D, M), value (Hkv, M, D), kept (Hkv, K), positions (Hkv, M) ->
-        (1, Hkv, D, K), (1, Hkv, K, D)."""
-        heads, size, slots = key.shape
+        (1, Hkv, D, K), (1, Hkv, K, D); of a pot that is written in place keys are as values."""
+        by_token = key if self.in_place else key.transpose(1, 2)
+        heads, slots, size = by_token.shape
         width = kept.shape[1]
         row = flat(kept, slots)
-        rows = key.transpose(1, 2).reshape(heads * slots, size).index_select(0, row)  # (Hkv*K, D)
+        rows = by_token.reshape(heads * slots, size).index_select(0, row)  # (Hkv*K, D)
         table = self.turns.of(layer)
         if table is not None:
             _, back = _moves(kept, positions, reset)
             rows = turn_back(rows.float(), table.index_select(0, back)).to(key.dtype)
-        new_key = rows.reshape(heads, width, size).transpose(1, 2)
+        new_key = rows.reshape(heads, width, size)
+        if not self.in_place:
+            new_key = new_key.transpose(1, 2)
         new_value = (
             value.reshape(heads * slots, size).index_select(0, row).reshape(heads, width, size)
         )

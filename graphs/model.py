@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from potexport.errors import PotexportError
 from potexport.geometry import ModelFacts, PotGeometry
 from potexport.graphs import adapters, attention, experts, rope, turns
+from potexport.graphs.in_place import Lengths
 from potexport.graphs.codes import Codes
 from potexport.graphs.turns import Turns
 from potexport.spec import Layout
@@ -87,12 +88,14 @@ class PotModel(nn.Module):
         *,
         codes: Codes | None = None,
         want_queries: bool = False,
+        in_place: bool = False,
     ) -> Outputs:
         """One pass over a pot (see `attention.Pass`).
 
         input_ids: (1, T) int32; past_seq_len: (1,) int32, or (L,) where layers have pots of
             different sizes; position: (1,) int32, of the first token. codes: of a coded pot, of
-            which keys and values are a part.
+            which keys and values are a part. in_place: keys and values are (1, Hkv, S, D), written
+            in place; to be exported, not to be run.
         """
         width = input_ids.shape[1]
         position_ids = (position + torch.arange(width, dtype=torch.int32))[None]
@@ -105,14 +108,17 @@ class PotModel(nn.Module):
         )
         step = attention.Pass(
             # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
-            [key.reshape(key.shape[1:]) for key in keys],
+            [_columns(key, in_place) for key in keys],
             [value.reshape(value.shape[1:]) for value in values],
-            self._masks(past_seq_len, width, group, codes),
+            self._masks(past_seq_len, width, group, codes, spare=self.geometry.chunk * in_place),
             self._orders,
             self.geometry,
             codes,
             row_weights,
             queries={} if want_queries else None,
+            in_place=(list(zip(keys, values, strict=True)), Lengths.of(past_seq_len, width))
+            if in_place
+            else None,
         )
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
         with attention.over(step):
@@ -145,13 +151,14 @@ class PotModel(nn.Module):
             )
 
     def _masks(
-        self, past_seq_len: Tensor, width: int, group: int, codes: Codes | None
+        self, past_seq_len: Tensor, width: int, group: int, codes: Codes | None, spare: int
     ) -> list[Tensor]:
-        """One for each layer; the same one where layers have as many slots and the same window."""
+        """One for each layer; the same one where layers have as many slots and the same window.
+        spare: rows of the pot behind its slots."""
         pot, made = self.geometry, {}
 
         def of(layer: int) -> Tensor:
-            slots, window = pot.slots_of(layer), pot.window_of(layer)
+            slots, window = pot.slots_of(layer) + spare, pot.window_of(layer)
             if (slots, window) not in made:
                 order = None if codes is None else codes.order(layer, slots, width)
                 made[slots, window] = attention.mask(
@@ -227,6 +234,12 @@ class PotModel(nn.Module):
         return -torch.log_softmax(logits, dim=-1).gather(-1, next_ids[..., None].long())[..., 0]
 
 
+def _columns(key: Tensor, in_place: bool) -> Tensor:
+    """(Hkv, D, M), of a pot's keys."""
+    key = key.reshape(key.shape[1:])
+    return key.transpose(1, 2) if in_place else key
+
+
 def _table(model: PreTrainedModel) -> Tensor:
     embedding: Any = model.get_input_embeddings()
     made: Tensor = embedding.weight
@@ -250,9 +263,9 @@ def _own_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 class Superset(nn.Module):
     """Every input and output of the three model graphs at once: what is traced."""
 
-    def __init__(self, core: PotModel) -> None:
+    def __init__(self, core: PotModel, *, in_place: bool = False) -> None:
         super().__init__()
-        self.core = core
+        self.core, self.in_place = core, in_place
 
     def forward(
         self,
@@ -276,6 +289,7 @@ class Superset(nn.Module):
             pot[1::2],
             query_weights,
             codes=Codes.in_order(coded, positions, self.core.geometry.sink, self.core.turn),
+            in_place=self.in_place,
         )
         rows = [row for pair in zip(out.keys, out.values, strict=True) for row in pair]
         novelty = self.core.novelty(out.logits, next_ids)

@@ -21,7 +21,7 @@ from potexport.geometry import ModelFacts, PotGeometry
 from potexport.spec import ITEM_BYTES, GraphSpec, Layout, TensorSpec
 
 MANIFEST = "potexport.json"
-FORMAT = 3
+FORMAT = 4
 # Of a coded pot: `potexport.channels`.
 KEY_FILES = ("key_channels.npy", "key_turns.npy")
 LARGEST_MANIFEST = 64 << 20  # bytes; ours are well below one MiB for a hundred layers
@@ -124,7 +124,7 @@ class Manifest:
 
     weights: the safetensors file, or the ExecuTorch program, which holds its own. eos_token_ids:
     any of them ends an answer. npu: one entry a chip. program: of bundles for ExecuTorch.
-    policies: the first is used unless another is asked for. pot_dtype: see `Layout`.
+    policies: the first is used unless another is asked for. pot_dtype, in_place: see `Layout`.
     """
 
     model: ModelFacts
@@ -140,6 +140,7 @@ class Manifest:
     weights: str
     tools: dict[str, str]
     pot_dtype: str = ""
+    in_place: bool = False
     npu: tuple[Npu, ...] = ()
     program: Program | None = None
     files: dict[str, FileFacts] = field(default_factory=dict)
@@ -173,7 +174,9 @@ class Manifest:
     def layout(self) -> Layout:
         others = tuple((each.graph, frozenset(each.needs)) for each in self.policies[1:])
         needs = frozenset(self.policy.needs)
-        return Layout(self.model, self.pot, needs, self.dtype, others, self.pot_dtype)
+        return Layout(
+            self.model, self.pot, needs, self.dtype, others, self.pot_dtype, self.in_place
+        )
 
     @property
     def dtype(self) -> str:
@@ -248,6 +251,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
         npu=tuple(_npu(entry) for entry in document.get("npu", ())),
         program=_program(document.get("program")),
         pot_dtype=_pot_dtype(document.get("pot_dtype", "")),
+        in_place=document.get("in_place", False) is True,
         **{
             name: str(document[name])
             for name in ("precision", "target", "runtime", "catalyst", "source")

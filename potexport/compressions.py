@@ -36,7 +36,11 @@ def compressions(
         statistics.write(folder, found)
     return {
         facts.graph: Compress(
-            policy, decided.layout.pot, core.turns, found if "queries" in facts.needs else None
+            policy,
+            decided.layout.pot,
+            core.turns,
+            found if "queries" in facts.needs else None,
+            in_place=decided.layout.in_place,
         )
         for facts, policy in decided.policies
     }

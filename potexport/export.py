@@ -33,7 +33,7 @@ def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     lists = (pot, coded, [example(spec) for spec in stood])
     args = (ids, next_ids, torch.zeros(tokens), fill, position, *lists)
     dims = ({1: width}, {1: width}, {0: width}, None, None, *([None] * len(x) for x in lists))
-    model = _translate(Superset(core), args, opset=opset, dims=dims)
+    model = _translate(Superset(core, in_place=layout.in_place), args, opset=opset, dims=dims)
     outputs = ["logits", "novelty"]
     outputs += [f"{name}.{n}" for name in ("mass", "new_mass") for n in layout.chosen]
     outputs += [spec.name for spec in layout.rows("present", 1)]

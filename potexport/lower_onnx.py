@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
+from potexport.graphs.in_place import CHOOSE
 from potexport.spec import GraphSpec
 from potexport.surgery import constant, replace
 
@@ -72,6 +73,8 @@ def cut(model: ir.Model, spec: GraphSpec, *, width: int | None = None) -> ir.Mod
     for value in [*given.values(), *(out for node in graph for out in node.outputs)]:
         value.shape = _fixed(value.shape, width)
     graph.name = spec.name
+    _choose_attention(graph, fused=not any(t.name.startswith("mass.") for t in spec.outputs))
+    model.opset_imports.pop(CHOOSE[0], None)
     simplify(
         model
     )  # folds the width that was read off an input, which may be one that this graph does not have
@@ -83,6 +86,16 @@ def cut(model: ir.Model, spec: GraphSpec, *, width: int | None = None) -> ir.Mod
         )
     graph.inputs[:] = wanted
     return tie_head(model)
+
+
+def _choose_attention(graph: ir.Graph, *, fused: bool) -> None:
+    """Keep the attention of one operator, or the one in the open, that tells how it was shared."""
+    for node in list(graph):
+        if (node.domain, node.op_type) == CHOOSE:
+            chosen = node.inputs[1 if fused else 0]
+            assert chosen is not None
+            node.outputs[0].replace_all_uses_with(chosen)
+            graph.remove(node, safe=True)
 
 
 def _fixed(shape: ir.Shape | None, width: int | None) -> ir.Shape | None:
@@ -117,6 +130,8 @@ def _as_gemm(graph: ir.Graph, product: ir.Node, table: ir.Value) -> None:
     back = constant(graph, f"{out.name}.back", np.array([*lead, columns]))
     flatten = ir.node("Reshape", [x, rows])
     gemm = ir.node("Gemm", [flatten.outputs[0], table], attributes={"transB": 1})
+    for node, width in ((flatten, size), (gemm, columns)):
+        node.outputs[0].shape, node.outputs[0].type = ir.Shape([int(np.prod(lead)), width]), x.type
     restore = ir.node("Reshape", [gemm.outputs[0], back])
     replace(graph, out, [flatten, gemm, restore], before=product)
     graph.remove(product, safe=True)

@@ -85,6 +85,7 @@ def _manifest(decided: Plan, ends: tuple[int, ...], made: dict[str, Any]) -> Man
         eos_token_ids=ends,
         graphs=decided.layout.graphs(),
         pot_dtype=decided.layout.pot_dtype,
+        in_place=decided.layout.in_place,
         tools={
             "potexport": __version__,
             "python": platform.python_version(),

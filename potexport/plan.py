@@ -154,6 +154,7 @@ def plan(options: Options) -> Plan:
         tuple((each.graph, frozenset(each.needs)) for each, _ in others),
         _pot_dtype(options, target, precision),
     )
+    layout = replace(layout, in_place=_in_place(layout, target))
     _has_body(layout)
     if "queries" in layout.gathered:
         _has_calibration(options, "a policy that looks at statistics of queries needs")
@@ -184,6 +185,16 @@ def _pot_dtype(options: Options, target: targets.Target, precision: str) -> str:
             f"--precision {precision}; omit it, or give {instead}"
         )
     return asked
+
+
+def _in_place(layout: Layout, target: targets.Target) -> bool:
+    """Whether the model graphs can write into the pot: with ONNX Runtime's fused attention, which
+    the CPU has for pots of float32 that are the same in all layers, and which tells nobody how its
+    attention was shared."""
+    plain = layout.dtype == "float32" and not layout.pot_dtype and layout.pot.uniform
+    heads = layout.facts.head_size % 8 == 0
+    fused = target.runtime == "onnxruntime" and not target.compiler
+    return fused and plain and heads and "received" not in layout.gathered
 
 
 def _has_body(layout: Layout) -> None:

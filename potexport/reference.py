@@ -8,6 +8,7 @@ tests' own reference, which shares nothing with either.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ class TorchBackend:
     ) -> None:
         """policies: the first is used until `policy` is set. statistics: of queries, for policies
         that need them. key_facts: for a coded pot."""
-        self.core, self.layout = core, layout
+        # Written in place or not is an affair of the graphs.
+        self.core, self.layout = core, replace(layout, in_place=False)
+        layout = self.layout
         self._squeeze = {
             facts.label: Compress(
                 each, layout.pot, core.turns, statistics if "queries" in facts.needs else None

@@ -55,7 +55,7 @@ def trace(
     decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
 ) -> dict[str, ir.Model]:
     """The graphs, in memory. Takes over `model`."""
-    from potexport import export, lower_onnx, quantize, quantize_blocks
+    from potexport import export, fuse_onnx, lower_onnx, quantize, quantize_blocks, quantize_cpu
     from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
 
@@ -78,8 +78,12 @@ def trace(
             models[name] = lower_onnx.cut(compress, specs[name])
         else:
             models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+    if layout.in_place:
+        fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)
     if ranges is not None:
         quantize.a16w8(models, ranges)
+    elif decided.precision in quantize_cpu.BITS and decided.target.name == "cpu":
+        quantize_cpu.n_bits(models, decided.precision)
     elif decided.precision == "w4":
         quantize_blocks.w4(models)
     return models

@@ -22,8 +22,8 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 # Which of them a target takes, and with which type of pot, the target says; uint16 ones are codes
 # (`potexport.quantize`).
-PRECISIONS = ("fp32", "fp16", "a16w8", "w4")
-QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w4": 0.5625}  # bytes a weight, scales included
+PRECISIONS = ("fp32", "fp16", "a16w8", "w8", "w4")
+QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w8": 1.125, "w4": 0.5625}  # bytes a weight, scales included
 TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
@@ -82,7 +82,9 @@ class Layout:
     float type.
 
     needs: of the first policy; others: (graph, needs) of each further one. pot_dtype: one of
-        `coding.POT_DTYPES`, or empty for a pot of the float type.
+        `coding.POT_DTYPES`, or empty for a pot of the float type. in_place: the pot is token by token,
+        keys too, with room for a chunk behind its slots, and the model graphs write new rows into
+        it: their outputs `present.*` are the memory of `past_key_values.*`.
     """
 
     facts: ModelFacts
@@ -91,6 +93,7 @@ class Layout:
     dtype: str = "float32"
     others: tuple[tuple[str, frozenset[str]], ...] = ()
     pot_dtype: str = ""
+    in_place: bool = False
 
     @property
     def coding(self) -> Coding | None:
@@ -119,15 +122,20 @@ class Layout:
         return self.pot.windowed(self.facts.layers)
 
     def rows(self, prefix: str, width: int) -> Iterator[TensorSpec]:
-        """Keys and values of `width` tokens, for each layer: new rows."""
+        """Keys and values of `width` tokens, for each layer: new rows. Of a pot that is written in
+        place all of it."""
+        if self.in_place:
+            return self._rows(prefix, self._slots, self.dtype)
         return self._rows(prefix, dict.fromkeys(range(self.facts.layers), width), self.dtype)
 
     def _rows(self, prefix: str, widths: dict[int, int], dtype: str) -> Iterator[TensorSpec]:
         """widths: by layer."""
         heads, size = self.facts.kv_heads, self.facts.head_size
         for layer, width in widths.items():
-            yield TensorSpec(f"{prefix}.{layer}.key", dtype, (1, heads, size, width))
-            yield TensorSpec(f"{prefix}.{layer}.value", dtype, (1, heads, width, size))
+            by_token = (1, heads, width, size)
+            key = by_token if self.in_place else (1, heads, size, width)
+            yield TensorSpec(f"{prefix}.{layer}.key", dtype, key)
+            yield TensorSpec(f"{prefix}.{layer}.value", dtype, by_token)
 
     def past(self) -> tuple[TensorSpec, ...]:
         """The pot itself, or the part of it that is in full precision."""
@@ -146,7 +154,8 @@ class Layout:
 
     @property
     def _slots(self) -> dict[int, int]:
-        return {layer: self.pot.slots_of(layer) for layer in range(self.facts.layers)}
+        spare = self.pot.chunk if self.in_place else 0  # padding of a chunk is written too
+        return {layer: self.pot.slots_of(layer) + spare for layer in range(self.facts.layers)}
 
     def _stored(self, prefix: str, widths: dict[int, int]) -> Iterator[TensorSpec]:
         """Rows as the pot has them; of a coded one the columns in full precision."""
@@ -195,10 +204,18 @@ class Layout:
         scores = [spec for name in needed for spec in self.per_slot(name + ".{}")]
         pot = {spec.name: spec.bytes for spec in (*self._held, *self.positions(), *scores)}
         own = {
-            name: sum(t.bytes for t in (*graph.inputs, *graph.outputs) if t.name not in pot)
+            name: sum(
+                t.bytes
+                for t in (*graph.inputs, *graph.outputs)
+                if t.name not in pot and not self.is_pot(name, t.name)
+            )
             for name, graph in self.graphs().items()
         }
         return {"pot": sum(pot.values()), **own}
+
+    def is_pot(self, graph: str, output: str) -> bool:
+        """Whether an output of a graph is the pot itself."""
+        return self.in_place and graph in MODEL_GRAPHS and output.startswith("present.")
 
     @property
     def _held(self) -> tuple[TensorSpec, ...]:

@@ -30,6 +30,9 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape.numpy()
 
+    def array(self, name: str) -> np.ndarray:
+        return self._tensors[name].numpy()
+
     def put(self, name: str, array: np.ndarray) -> None:
         self._tensors[name] = ir.Tensor(array, name=name)
 

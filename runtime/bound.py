@@ -71,7 +71,12 @@ class BoundBackend:
             spec = manifest.graphs[name]
             if table is not None:
                 spec = spec.with_embeddings(table.shape[1], table.dtype.name)
-            self._graphs[name] = BoundGraph(runner.load(path), path, spec, self.pot, table)
+            written = {
+                each.name: each.name.replace("present", "past_key_values")
+                for each in spec.outputs
+                if manifest.layout.is_pot(name, each.name)
+            }
+            self._graphs[name] = BoundGraph(runner.load(path), path, spec, self.pot, table, written)
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         graph = self._graphs["prefill"]
@@ -145,8 +150,15 @@ class BoundGraph:
     for the rest."""
 
     def __init__(
-        self, loaded: Loaded, path: Path, spec: GraphSpec, pot: Pot, table: Array | None
+        self,
+        loaded: Loaded,
+        path: Path,
+        spec: GraphSpec,
+        pot: Pot,
+        table: Array | None,
+        written: Mapping[str, str],
     ) -> None:
+        """written: of outputs that are the pot itself, which of its inputs they are."""
         declared = {**loaded.inputs, **loaded.outputs}
         for tensor in (*spec.inputs, *spec.outputs):
             if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
@@ -169,10 +181,13 @@ class BoundGraph:
             array = np.zeros(tensor.shape, tensor.dtype) if array is None else array
             self.arrays[tensor.name] = array
             self._binding.bind_input(tensor.name, array)
-        # Not the pot's, though some have the names of its scores.
-        self._outputs = {each.name: np.zeros(each.shape, each.dtype) for each in spec.outputs}
-        for name, array in self._outputs.items():
-            self._binding.bind_output(name, array)
+        # Not the pot's, though some have the names of its scores; but where it is written in place.
+        self._outputs = {}
+        for tensor in spec.outputs:
+            array = pot.held.get(written.get(tensor.name, ""))
+            array = np.zeros(tensor.shape, tensor.dtype) if array is None else array
+            self._binding.bind_output(tensor.name, array)
+            self._outputs[tensor.name] = pot.output(array, tensor.name)
         self.arrays |= self._outputs
         self.keys = self.per_layer("present.{}.key")
         self.values = self.per_layer("present.{}.value")

@@ -12,6 +12,7 @@ from potexport.bundle import KEY_FILES
 from potexport.errors import PotexportError
 from potexport.runtime import codes
 from potexport.runtime.pot import Array, Pot
+from potexport.runtime.rows_pot import RowsPot
 from potexport.spec import Layout
 
 
@@ -27,7 +28,7 @@ class KeyFacts:
 def make_pot(layout: Layout, key_facts: KeyFacts | None = None) -> Pot:
     """An empty pot. key_facts: for a coded one."""
     if layout.coding is None:
-        return Pot(layout)
+        return RowsPot(layout) if layout.in_place else Pot(layout)
     assert key_facts is not None
     return CodedPot(layout, key_facts)
 

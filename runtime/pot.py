@@ -183,6 +183,10 @@ class Pot:
         self.keys[layer][..., :count] = keys[..., :count]
         self.values[layer][:, :, :count] = values[:, :, :count]
 
+    def output(self, array: Array, name: str) -> Array:
+        """An output of a graph, as `append` and `replace` take it."""
+        return array
+
     def ready(self) -> None:
         """Called before graphs read the pot."""
 
