@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from potexport.errors import PotexportError
 from potexport.geometry import ModelFacts, PotGeometry
 from potexport.graphs import adapters, attention, experts, rope, turns
-from potexport.graphs.in_place import Lengths
 from potexport.graphs.codes import Codes
+from potexport.graphs.in_place import Lengths
 from potexport.graphs.turns import Turns
 from potexport.spec import Layout
 

@@ -104,7 +104,13 @@ def _skip(graph: ir.Graph, norm: ir.Node) -> None:
     if x is None or weight is None or sum_ is None or x.is_graph_output():
         return
     a, b = sum_.inputs
-    if a is None or b is None or a.shape != b.shape or a.shape != x.shape or len(a.shape or ()) != 3:
+    if (
+        a is None
+        or b is None
+        or a.shape != b.shape
+        or a.shape != x.shape
+        or len(a.shape or ()) != 3
+    ):
         return
     if any(each.producer() is None for each in (a, b)):  # constants are no residual stream
         return
@@ -308,7 +314,12 @@ def _product(value: ir.Value | None) -> Product | None:
     if node is None or not all(node.inputs):
         return None
     x, weight = node.inputs
-    if weight is None or x is None or not weight.is_initializer() or ".weight" not in str(weight.name):
+    if (
+        weight is None
+        or x is None
+        or not weight.is_initializer()
+        or ".weight" not in str(weight.name)
+    ):
         return None
     return x, weight, bias
 

@@ -57,6 +57,14 @@ def four(matrix: Array) -> Blocks:
     return plain if plain is not None else _with_sums(blocks)
 
 
+def columns(matrix: Array) -> tuple[Array, Array]:
+    """8 bits, symmetric, one scale a column, of (N, K) float32: codes (K, N) int8, scales (N,)
+    float32."""
+    scales = np.abs(matrix).max(axis=1) / 127
+    codes = np.rint(matrix / _or_one(scales)[:, None]).astype(np.int8)
+    return np.ascontiguousarray(codes.T), scales.astype(np.float32)
+
+
 def sums_of(size: int) -> Array:
     """(K, 32 * sums) float32: x @ this are the sums of x's blocks, as `Blocks.sums` wants them."""
     count = size // BLOCK

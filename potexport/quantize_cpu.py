@@ -1,9 +1,16 @@
-"""The precisions `w4` and `w8` on a CPU: weights in blocks of 4 or 8 bits, activations of 8.
+"""The precisions `w4`, `w8` and `w4-w8` on a CPU: weights of 4 or 8 bits, activations of 8.
 
 ONNX Runtime's MatMulNBits multiplies integers (`accuracy_level` 4), which is what its CPU kernels
 are fast at: of SmolLM2 a decode step takes an eighth of the time that it takes with float
 arithmetic on the same codes (docs/performance.md). The embedding is looked up in 8-bit codes, the
 head's own where they are tied.
+
+`w4-w8` has 4 bits where tokens are generated, which is bound by how many bytes are read, and 8
+where text is read, which is bound by arithmetic: a column of weights with one scale, by the integer
+products that processors have instructions for (VNNI, AMX). All tokens of a chunk share one scale
+there. What comes from norms and attention bears that; behind an activation function a few tokens
+are a thousand times larger than the others, so those products stay in blocks, of 8 bits
+too: they are the quicker ones.
 """
 
 from __future__ import annotations
@@ -19,7 +26,11 @@ from potexport.n_bit import BLOCK, Blocks
 from potexport.spec import MODEL_GRAPHS
 from potexport.surgery import Report, Weights, constant, products, replace
 
-BITS = {"w4": 4, "w8": 8}
+BITS = {"w4": 4, "w8": 8, "w4-w8": 4}
+READING = ("prefill", "observe")
+# Whose outputs bear one scale for all tokens; a Reshape is what attention in the open ends with.
+EVEN = ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "LayerNormalization",
+        "GroupQueryAttention", "Reshape")  # fmt: skip
 CONTRIB = "com.microsoft"
 INTEGERS = 4  # accuracy_level
 
@@ -31,7 +42,8 @@ class Quantizer:
         self.bits, self.report = bits, Report()
         self._weights, self._sums = Weights(), dict[str, int]()
 
-    def graph(self, graph: ir.Graph) -> None:
+    def graph(self, graph: ir.Graph, *, by_column: bool) -> None:
+        """by_column: where the input bears it."""
         extended: dict[ir.Value, ir.Value] = {}
         for node, weight in list(products(graph)):
             assert weight.shape is not None
@@ -40,17 +52,26 @@ class Quantizer:
                 self.report.kept_float.add(str(weight.name))
                 continue
             self.report.quantized.add(str(weight.name))
-            self._product(graph, node, weight, extended)
+            before = node.inputs[0].producer() if node.inputs[0] else None
+            if by_column and before is not None and before.op_type in EVEN:
+                self._whole_columns(graph, node, weight)
+            else:
+                self._product(graph, node, weight, extended, 8 if by_column else self.bits)
         for node in list(graph):
             if node.op_type == "Gather":
                 self._lookup(graph, node)
 
     def _product(
-        self, graph: ir.Graph, node: ir.Node, weight: ir.Value, extended: dict[ir.Value, ir.Value]
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        weight: ir.Value,
+        extended: dict[ir.Value, ir.Value],
+        bits: int,
     ) -> None:
         """x @ W -> MatMulNBits(x, codes, scales)."""
         head = node.op_type == "Gemm" or "lm_head" in str(weight.name)
-        bits = 8 if head else self.bits  # with 4 a head costs SmolLM2 an eighth of perplexity
+        bits = 8 if head else bits  # with 4 a head costs SmolLM2 an eighth of perplexity
         name = self._codes(weight, bits, by_row=node.op_type == "Gemm")
         x = node.inputs[0]
         assert x is not None
@@ -73,6 +94,19 @@ class Quantizer:
             },
             domain=CONTRIB,
         )
+        replace(graph, node.outputs[0], [product], before=node)
+
+    def _whole_columns(self, graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
+        """x @ W -> DynamicQuantizeMatMul(x, codes, scales)."""
+        name = f"{weight.name}.columns"
+        if not self._weights.has(name):
+            assert weight.const_value is not None
+            matrix = weight.const_value.numpy()
+            codes, scales = n_bit.columns(matrix if node.op_type == "Gemm" else matrix.T)
+            self._weights.put(name, codes)
+            self._weights.put(f"{name}.scales", scales)
+        constants = (self._weights.value(graph, each) for each in (name, f"{name}.scales"))
+        product = ir.node("DynamicQuantizeMatMul", [node.inputs[0], *constants], domain=CONTRIB)
         replace(graph, node.outputs[0], [product], before=node)
 
     def _codes(self, weight: ir.Value, bits: int, *, by_row: bool) -> str:
@@ -142,7 +176,8 @@ def n_bits(models: Mapping[str, ir.Model], precision: str) -> Report:
     made = Quantizer(BITS[precision])
     for name in MODEL_GRAPHS:
         if name in models:
-            made.graph(models[name].graph)
+            by_column = precision == "w4-w8" and name in READING
+            made.graph(models[name].graph, by_column=by_column)
             models[name].opset_imports[CONTRIB] = 1
             passes.RemoveUnusedNodesPass()(models[name])
     return made.report

@@ -22,8 +22,13 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 # Which of them a target takes, and with which type of pot, the target says; uint16 ones are codes
 # (`potexport.quantize`).
-PRECISIONS = ("fp32", "fp16", "a16w8", "w8", "w4")
-QUANTIZED: Mapping[str, float] = {"a16w8": 1.0, "w8": 1.125, "w4": 0.5625}  # bytes a weight, scales included
+PRECISIONS = ("fp32", "fp16", "a16w8", "w8", "w4-w8", "w4")
+QUANTIZED: Mapping[str, float] = {
+    "a16w8": 1.0,
+    "w8": 1.125,
+    "w4-w8": 1.75,
+    "w4": 0.6875,
+}  # bytes a weight, scales included
 TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
@@ -82,9 +87,9 @@ class Layout:
     float type.
 
     needs: of the first policy; others: (graph, needs) of each further one. pot_dtype: one of
-        `coding.POT_DTYPES`, or empty for a pot of the float type. in_place: the pot is token by token,
-        keys too, with room for a chunk behind its slots, and the model graphs write new rows into
-        it: their outputs `present.*` are the memory of `past_key_values.*`.
+        `coding.POT_DTYPES`, or empty for a pot of the float type. in_place: keys lie token by
+        token, as values do, with room for a chunk behind the slots, and the model graphs write new
+        rows into the pot: their outputs `present.*` are the memory of `past_key_values.*`.
     """
 
     facts: ModelFacts

@@ -9,8 +9,8 @@ from potexport.spec import Layout
 
 
 class RowsPot(Pot):
-    """keys, values: views of what is in `held`, so that they are as in any pot; `Layout.in_place` says
-    how the memory behind them lies."""
+    """keys, values: views of what is in `held`, so that they are as in any pot; `Layout.in_place`
+    says how the memory behind them lies."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__(layout)
