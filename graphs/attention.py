@@ -41,8 +41,8 @@ class Pass:
     orders: of each layer, the elements of queries and keys as the pot has them.
     codes: of a coded pot, of which `keys` and `values` are only F columns; M are both together.
     row_weights: (Hkv, 1, g*T) float32, of each row in the mass, or None where none is wanted.
-    in_place: of a pot that is written in place its keys and values, L x (1, Hkv, S, D) each, and how
-        full it is; `keys` and `values` are views of it. What leaves is the pot itself then.
+    in_place: of a pot that is written in place its keys and values, L x (1, Hkv, S, D) each, and
+        how full it is; `keys` and `values` are views of it. What leaves is the pot itself then.
     """
 
     keys: list[Tensor]

@@ -75,8 +75,8 @@ class Compress(nn.Module):
         in_place: bool = False,
     ) -> None:
         """statistics: of un-rotated queries, for policies that need "queries": their means
-        (L, Hq, D) and covariances (L, Hq, D, D). in_place: the pot's keys and values are (1, Hkv, S,
-        D), as in `Layout`, and so are those that leave, (1, Hkv, K, D)."""
+        (L, Hq, D) and covariances (L, Hq, D, D). in_place: the pot's keys and values are
+        (1, Hkv, S, D), as in `Layout`, and so are those that leave, (1, Hkv, K, D)."""
         super().__init__()
         self.in_place = in_place
         self.policy, self.geometry, self.turns = policy, geometry, turns
@@ -93,7 +93,7 @@ class Compress(nn.Module):
         if given.stored is not None:
             return self._gather_codes(kept, given, given.stored)
         moved = [
-            self._move(layer, key[0], value[0], slots, positions, given.reset)
+            self._move(layer, _bare(key), _bare(value), slots, positions, given.reset)
             for layer, key, value, slots, positions in zip(
                 self.chosen, given.keys, given.values, kept, given.positions, strict=True
             )
@@ -157,9 +157,9 @@ class Compress(nn.Module):
         needs, layer = self.policy.needs, self.chosen[number]
         known: dict[str, Any] = {}
         if "keys" in needs:
-            known["keys"] = self._columns(given.keys[number][0])
+            known["keys"] = self._columns(_bare(given.keys[number]))
         if "values" in needs:
-            known["values"] = given.values[number][0, :, : self.geometry.slots_of(layer)]
+            known["values"] = _bare(given.values[number])[:, : self.geometry.slots_of(layer)]
         if self.query_mean is not None and self.query_covariance is not None:
             known |= {
                 "query_mean": self.query_mean[layer],
@@ -217,6 +217,11 @@ class Compress(nn.Module):
             return key.clone()
         by = reversed_turn(table.index_select(0, back))
         return turn_columns_forward(key[0].float(), by[None]).to(key.dtype)[None]
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    """Without its first dimension, which is 1; x[0] would be exported as a copy."""
+    return tensor.reshape(tensor.shape[1:])
 
 
 def _moves(kept: Tensor, positions: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Fewer and larger operators, those of ONNX Runtime's own domain: for its CPU kernels, not for NPUs.
+"""Fewer and larger operators, of ONNX Runtime's own domain: for its CPU kernels, not for NPUs.
 
 Each rule looks for what transformers' code becomes and leaves alone what it does not recognize, so
 a family that computes otherwise is slower and not wrong.
@@ -32,7 +32,7 @@ def fuse(models: Iterable[ir.Model]) -> None:
                 _skip(graph, node)
         for node in list(graph):
             if node.op_type == "GroupQueryAttention":
-                _rotation(graph, node)
+                _rotation(graph, node, weights)
                 _plain_inputs(node)
         _drop_moves(graph)
         passes.RemoveUnusedNodesPass()(model)
@@ -130,13 +130,13 @@ def _skip(graph: ir.Graph, norm: ir.Node) -> None:
     norm.outputs[0].replace_all_uses_with(out)
 
 
-def _rotation(graph: ir.Graph, attention: ir.Node) -> None:
+def _rotation(graph: ir.Graph, attention: ir.Node, weights: Weights) -> None:
     """Let the attention rotate queries and keys, if both are by the halves of one table."""
     found = [_rotated(attention.inputs[n]) for n in (0, 1)]
     if found[0] is None or found[1] is None or found[0][1:] != found[1][1:]:
         return
     (query, cos, sin, rows), (key, *_) = found[0], found[1]
-    tables = [_half(graph, table) for table in (cos, sin)]
+    tables = [_half(graph, table, weights) for table in (cos, sin)]
     if rows.shape is None or None in tables:
         return
     width = rows.shape.numpy()[0]
@@ -206,17 +206,17 @@ def _half_turned(value: ir.Value | None, x: ir.Value | None) -> bool:
     return same and begins == [0, half] and ends == half
 
 
-def _half(graph: ir.Graph, table: ir.Value) -> ir.Value | None:
+def _half(graph: ir.Graph, table: ir.Value, weights: Weights) -> ir.Value | None:
     """(positions, D/2) of a table (positions, D) whose halves are equal; else None."""
     name = f"{table.name}.half"
-    if name in graph.initializers:
-        return graph.initializers[name]
-    assert table.const_value is not None
-    array = table.const_value.numpy()
-    half = array.shape[1] // 2
-    if not np.array_equal(array[:, :half], array[:, half:]):
-        return None
-    return constant(graph, name, np.ascontiguousarray(array[:, :half]))
+    if not weights.has(name):
+        assert table.const_value is not None
+        array = table.const_value.numpy()
+        half = array.shape[1] // 2
+        if not np.array_equal(array[:, :half], array[:, half:]):
+            return None
+        weights.put(name, np.ascontiguousarray(array[:, :half]))
+    return weights.value(graph, name)
 
 
 def _unmoved(moved: ir.Value, like: ir.Value) -> ir.Value | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from potexport.plan import Plan, compiler
 from potexport.refusing import refusing
+from potexport.spec import choosing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -72,11 +73,14 @@ def trace(
     models = {}
     widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
     for name in specs:
-        stage(name)
         if name in squeezing:
+            stage(name)
             compress = export.compress(squeezing[name], specs[name], opset=opset)
             models[name] = lower_onnx.cut(compress, specs[name])
-        else:
+            if (choose := choosing(name)) in specs:
+                models[choose] = lower_onnx.cut(compress, specs[choose])
+        elif name in widths:
+            stage(name)
             models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
     if layout.in_place:
         fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)

@@ -32,6 +32,7 @@ QUANTIZED: Mapping[str, float] = {
 TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
 MODEL_GRAPHS = ("prefill", "decode", "observe")
 GRAPHS = (*MODEL_GRAPHS, "compress")
+COMPRESS, CHOOSE = "compress", "choose"
 EMBEDDED = "inputs_embeds"  # takes the place of input_ids where the host looks embeddings up
 
 
@@ -200,6 +201,9 @@ class Layout:
             specs.append(self._observe())
         specs.append(self._compress("compress", self.needs))
         specs += [self._compress(name, needs) for name, needs in self.others]
+        if self.in_place:
+            squeezing = {"compress": self.needs, **dict(self.others)}
+            specs += [self._choose(name, needs) for name, needs in squeezing.items()]
         return {spec.name: spec for spec in specs}
 
     def memory(self) -> dict[str, int]:
@@ -291,6 +295,24 @@ class Layout:
         windowed = {layer: self.pot.slots_of(layer) for layer in self.windowed}
         last = (spec for spec in self._stored("present", windowed) if spec.name.endswith("key"))
         return GraphSpec(graph, inputs, (*rows, *last, *kept))
+
+    def _choose(self, graph: str, needs: frozenset[str]) -> GraphSpec:
+        """The part of a compression graph that says what is kept."""
+        whole = self._compress(graph, needs)
+        unread = {"reset"}
+        for part in ("key", "value"):
+            if f"{part}s" not in needs:
+                unread |= {f"past_key_values.{layer}.{part}" for layer in self.chosen}
+        if "keys" not in needs:
+            unread |= {spec.name for spec in self.positions()}
+        inputs = (spec for spec in whole.inputs if spec.name not in unread)
+        kept = (spec for spec in whole.outputs if spec.name.startswith("kept."))
+        return GraphSpec(choosing(graph), tuple(inputs), tuple(kept))
+
+
+def choosing(graph: str) -> str:
+    """The graph that only chooses, beside a compression graph."""
+    return graph.replace(COMPRESS, CHOOSE, 1)
 
 
 def _ids(name: str, width: int) -> TensorSpec:

@@ -18,7 +18,7 @@ from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.runtime.pot import Pot
-from potexport.spec import EMBEDDED, GraphSpec
+from potexport.spec import EMBEDDED, GraphSpec, choosing
 
 
 class Binding(Protocol):
@@ -118,8 +118,11 @@ class BoundBackend:
             scores[...] = mass
 
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
-        graph = self._graphs[self.policy.graph]
+        choose = self._graphs.get(choosing(self.policy.graph))
         counts = kept_counts(self.pot, self.manifest.pot, keep)
+        if choose is not None and not reset:  # nothing turns, so the host can move rows itself
+            return self._choose(choose, counts)
+        graph = self._graphs[self.policy.graph]
         graph.arrays["keep"][:] = counts
         if isinstance(self.pot, CodedPot):
             graph.arrays["keep_coded"][:] = self.pot.coded(counts)
@@ -138,6 +141,14 @@ class BoundBackend:
             coded=graph.coded,
             last=graph.per_layer("present.{}.key", self.pot.windowed),
         )
+        sizes = self.pot.counts_of(counts)
+        return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
+
+    def _choose(self, graph: BoundGraph, counts: Array) -> list[Array]:
+        graph.arrays["keep"][:] = counts
+        graph.run(self.pot)
+        kept = graph.per_layer("kept.{}")
+        self.pot.keep(kept, counts)
         sizes = self.pot.counts_of(counts)
         return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
 

@@ -187,6 +187,11 @@ class Pot:
         """An output of a graph, as `append` and `replace` take it."""
         return array
 
+    def keep(self, kept: list[Array], counts: Array) -> None:
+        """Move kept slots to the front, where they keep their positions; of pots that graphs write
+        in place."""
+        raise NotImplementedError
+
     def ready(self) -> None:
         """Called before graphs read the pot."""
 

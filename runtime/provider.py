@@ -10,6 +10,7 @@ from pathlib import Path
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Backend
+from potexport.spec import MODEL_GRAPHS, choosing
 
 BACKENDS = ("auto", "npu", "cpu")
 
@@ -34,8 +35,9 @@ def open_backend(
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
-    graphs = [name for name in manifest.graphs if not name.startswith("compress")]
-    graphs += [name for name in policies if name not in graphs]
+    graphs = [name for name in manifest.graphs if name in MODEL_GRAPHS]
+    wanted = [each for name in policies for each in (name, choosing(name))]
+    graphs += [name for name in wanted if name in manifest.graphs and name not in graphs]
     if manifest.program is not None:
         if on == "npu" or soc is not None:
             raise PotexportError(

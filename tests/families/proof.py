@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,17 @@ class Proof:
     bundle: Path
 
     @classmethod
-    def build(cls, family: str, folder: Path, *, layers: int = 3, **options: Any) -> Proof:
-        model = tiny.save(folder / "model", family, num_hidden_layers=layers)
+    def build(
+        cls,
+        family: str,
+        folder: Path,
+        *,
+        layers: int = 3,
+        sizes: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Proof:
+        """sizes: changes to the family's configuration."""
+        model = tiny.save(folder / "model", family, num_hidden_layers=layers, **(sizes or {}))
         pipeline.build(pipeline.Options(model=str(model), **{**ASKED, **options}), folder / "it")
         return cls(family, model, folder / "it")
 

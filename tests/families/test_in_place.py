@@ -1,0 +1,54 @@
+"""Pots that the graphs write in place, by ONNX Runtime's fused attention: heads of 16, which it
+takes, where the other tests of families have odd ones.
+
+Each has something else between its projections and that attention.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from potexport import bundle
+from tests.families.proof import Proof
+from tests.parity import tolerances
+from tests.tiny import FULL
+
+HEADS = {"head_dim": 16}
+BY_WIDTH = {"hidden_size": 96}  # of families that divide it among six heads
+ALL = {"layer_types": [FULL, FULL]}
+# What of the attention of a decode step is one operator: "packed" takes the joined product.
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "llama": (HEADS, "packed"),
+    "llama-bias": (HEADS, "packed"),
+    "llama3-rope": (HEADS, "packed"),
+    "qwen2": (HEADS, "packed"),
+    "mixtral": ({**BY_WIDTH, **HEADS}, "packed"),
+    "qwen3": (HEADS, "attention"),  # norms of each head
+    "smollm3": ({**BY_WIDTH, "no_rope_layers": [1, 0]}, "packed"),
+    "cohere": (BY_WIDTH, "attention"),  # turns neighbours
+    "phi": (BY_WIDTH, "attention"),  # turns a part
+    "gemma": (HEADS, "packed"),
+    "gemma2": ({**HEADS, **ALL}, "packed"),  # a soft cap
+    "gpt-oss": ({**HEADS, **ALL}, "attention"),  # sinks; turns halves in words of its own
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
+    sizes, fused = CASES[family]
+    proof = Proof.build(family, tmp_path, layers=2, sizes=sizes)
+    assert bundle.read(proof.bundle).in_place
+    fits = proof.fits()
+    past, compressions = proof.past()
+    assert compressions >= 10
+    assert fits <= tolerances.FAMILY
+    assert past <= tolerances.FAMILY
+    nodes = onnx.load(proof.bundle / "decode.onnx", load_external_data=False).graph.node
+    assert Counter(node.op_type for node in nodes)["GroupQueryAttention"] == 2
+    packed = [node.op_type == "GroupQueryAttention" and node.input[1] == "" for node in nodes]
+    assert any(packed) == (fused == "packed")
