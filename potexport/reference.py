@@ -37,6 +37,7 @@ class TorchBackend:
         """policies: the first is used until `policy` is set. statistics: of queries, for policies
         that need them. key_facts: for a coded pot."""
         self.core, self.layout = core, layout
+        self._made_of = (core, policies, layout, statistics, key_facts)
         self._squeeze = {
             facts.label: Compress(
                 each, layout.pot, core.turns, statistics if "queries" in facts.needs else None
@@ -157,6 +158,11 @@ class TorchBackend:
             codes=self._codes,
             want_queries=want_queries,
         )
+
+    def fork(self) -> TorchBackend:
+        twin = TorchBackend(*self._made_of)
+        twin.policy = self.policy
+        return twin
 
     @property
     def _received(self) -> bool:

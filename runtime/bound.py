@@ -7,13 +7,14 @@ graphs' inputs. This file knows the contract of the graphs; what opens and runs 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from potexport.bundle import Manifest
+from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
@@ -64,14 +65,30 @@ class BoundBackend:
         """files: of each graph to open. table: (V, E), where the graphs take rows of the embedding
         instead of token ids. key_facts: see `make_pot`."""
         self.manifest, self._runner = manifest, runner
-        self.pot = make_pot(manifest.layout, key_facts)
-        self.policy = manifest.policy
-        self._graphs = {}
+        self._table, self._key_facts = table, key_facts
+        self._loaded = {}
         for name, path in files.items():
             spec = manifest.graphs[name]
             if table is not None:
                 spec = spec.with_embeddings(table.shape[1], table.dtype.name)
-            self._graphs[name] = BoundGraph(runner.load(path), path, spec, self.pot, table)
+            self._loaded[name] = _checked(runner.load(path), path, spec), spec
+        self._bind(manifest.policy, {})
+
+    def _bind(self, policy: PolicyFacts, outputs: Mapping[str, dict[str, Array]]) -> None:
+        """Bind all graphs to an empty pot. outputs: of graphs that write to another's."""
+        self.policy = policy
+        self.pot = make_pot(self.manifest.layout, self._key_facts)
+        self._graphs = {
+            name: BoundGraph(loaded, spec, self.pot, self._table, outputs.get(name))
+            for name, (loaded, spec) in self._loaded.items()
+        }
+
+    def fork(self) -> BoundBackend:
+        twin = copy.copy(self)
+        # What a compression returns is nearly a pot, and is in the pot before anybody runs again.
+        names = (name for name in self._graphs if name.startswith("compress"))
+        twin._bind(self.policy, {name: self._graphs[name].outputs for name in names})
+        return twin
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         graph = self._graphs["prefill"]
@@ -140,25 +157,36 @@ class BoundBackend:
         self._runner.close()
 
 
+def _checked(loaded: Loaded, path: Path, spec: GraphSpec) -> Loaded:
+    """PotexportError unless the file declares what the manifest does."""
+    declared = {**loaded.inputs, **loaded.outputs}
+    for tensor in (*spec.inputs, *spec.outputs):
+        if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
+            raise PotexportError(
+                f"{path.name} does not have {tensor}, which the manifest declares; build the "
+                "bundle again"
+            )
+    if declared:
+        raise PotexportError(
+            f"{path.name} has {sorted(declared)}, which the manifest does not; build the "
+            "bundle again"
+        )
+    return loaded
+
+
 class BoundGraph:
     """One graph with all of its inputs and outputs bound: the pot's arrays, and buffers of its own
     for the rest."""
 
     def __init__(
-        self, loaded: Loaded, path: Path, spec: GraphSpec, pot: Pot, table: Array | None
+        self,
+        loaded: Loaded,
+        spec: GraphSpec,
+        pot: Pot,
+        table: Array | None,
+        outputs: dict[str, Array] | None = None,
     ) -> None:
-        declared = {**loaded.inputs, **loaded.outputs}
-        for tensor in (*spec.inputs, *spec.outputs):
-            if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
-                raise PotexportError(
-                    f"{path.name} does not have {tensor}, which the manifest declares; build the "
-                    "bundle again"
-                )
-        if declared:
-            raise PotexportError(
-                f"{path.name} has {sorted(declared)}, which the manifest does not; build the "
-                "bundle again"
-            )
+        """outputs: to write to; buffers of its own by default."""
         self._table = table
         self.arrays: dict[str, Array] = {}
         self._binding = loaded.binding()
@@ -170,10 +198,10 @@ class BoundGraph:
             self.arrays[tensor.name] = array
             self._binding.bind_input(tensor.name, array)
         # Not the pot's, though some have the names of its scores.
-        self._outputs = {each.name: np.zeros(each.shape, each.dtype) for each in spec.outputs}
-        for name, array in self._outputs.items():
+        self.outputs = outputs or {t.name: np.zeros(t.shape, t.dtype) for t in spec.outputs}
+        for name, array in self.outputs.items():
             self._binding.bind_output(name, array)
-        self.arrays |= self._outputs
+        self.arrays |= self.outputs
         self.keys = self.per_layer("present.{}.key")
         self.values = self.per_layer("present.{}.value")
         names = ("present_codes.{}.key", "present_codes.{}.value",
@@ -185,7 +213,7 @@ class BoundGraph:
         """The outputs of this name, with `{}` for the layer, of all layers or of these; none where
         the graph does not have them."""
         names = (name.format(layer) for layer in (self._layers if layers is None else layers))
-        return [self._outputs[each] for each in names if each in self._outputs]
+        return [self.outputs[each] for each in names if each in self.outputs]
 
     def give(self, ids: Array) -> None:
         """Set the tokens of the next run, fewer than the graph's width or as many."""

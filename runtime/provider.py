@@ -19,7 +19,7 @@ def open_backend(
     manifest: Manifest,
     *,
     on: str,
-    threads: int,
+    threads: int | None,
     soc: str | None,
     policies: Sequence[str] = ("compress",),
 ) -> Backend:
@@ -28,12 +28,14 @@ def open_backend(
     Args:
         policies: the compression graphs to open.
         on: "npu", "cpu", or "auto": the NPU if the bundle has contexts for this device's.
+        threads: all that this process may use where it is None.
         soc: the chip to take contexts of; by default this device's.
 
     Raises PotexportError if the graphs, or the processor asked for, are not there.
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
+    threads = threads or _cores()
     graphs = [name for name in manifest.graphs if not name.startswith("compress")]
     graphs += [name for name in policies if name not in graphs]
     if manifest.program is not None:
@@ -58,6 +60,12 @@ def open_backend(
     from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
+
+
+def _cores() -> int:
+    """The cores that this process may use; not all systems say."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def choose(manifest: Manifest, soc: str | None) -> Npu | None:
