@@ -16,7 +16,8 @@ from potexport import htp
 from potexport.bundle import Npu
 from potexport.quantize import MIDDLE
 from potexport.runtime.backend import padded
-from potexport.runtime.onnxruntime_backend import CONFIG, map_weights
+from potexport.runtime.onnxruntime_backend import CONFIG
+from potexport.runtime.tensors import map_weights
 from potexport.spec import EMBEDDED, QUANTIZED, GraphSpec
 
 if TYPE_CHECKING:

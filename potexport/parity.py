@@ -187,7 +187,7 @@ def _asked(session: Session, ids: Array, question: str | None, steps: int) -> Re
 def same_model(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     """Raise PotexportError, naming the difference, unless the bundle holds this model's weights."""
     from potexport.facts import model_facts, weights_sha256
-    from potexport.runtime.onnxruntime_backend import map_weights
+    from potexport.runtime.tensors import map_weights
 
     facts = model_facts(model.config)
     if facts != manifest.model:

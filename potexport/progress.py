@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Column
 
 if TYPE_CHECKING:
-    from potexport.runtime.session import Session
+    from potexport.runtime.session import Session, Stats
 
 EVERY = 10.0  # seconds between the lines of progress where there is no terminal
 STAGES = {
@@ -88,7 +88,7 @@ class Reading(AbstractContextManager["Reading"]):
     def __init__(self, session: Session, *, quiet: bool) -> None:
         self._session, self._quiet = session, quiet
         self._console = Console(stderr=True, highlight=False)
-        self._last = perf_counter()
+        self._last, self._before = perf_counter(), session.stats
         self._live: Progress | None = None
         if self._console.is_terminal and not quiet:
             line = TextColumn("{task.description}", table_column=Column(no_wrap=True))
@@ -110,7 +110,7 @@ class Reading(AbstractContextManager["Reading"]):
             click.echo(f"reading: {self._line(read, total)}", err=True)
 
     def _line(self, read: int, total: int | None) -> str:
-        stats, slots = self._session.stats, self._session.manifest.pot.slots
+        stats, slots = self._session.stats.since(self._before), self._session.manifest.pot.slots
         # Not the session's own speed: what it was fed it has not read yet.
         speed = read / (stats.read_seconds + stats.compress_seconds)
         whole = f"/{total:,}" if total else ""
@@ -134,8 +134,22 @@ def note_catalyst(session: Session) -> None:
         )
 
 
-def summary(session: Session) -> None:
-    stats, slots = session.stats, session.manifest.pot.slots
+def note_loaded(session: Session, path: str) -> None:
+    stats = session.stats
+    click.echo(
+        f"{path}: {stats.tokens_read:,} tokens were read, {stats.compressions:,} compressions",
+        err=True,
+    )
+
+
+def note_saved(session: Session, path: Path) -> None:
+    size = path.stat().st_size
+    click.echo(f"{path}: {session.stats.fill:,} slots saved, {size / 1e6:,.1f} MB", err=True)
+
+
+def summary(session: Session, before: Stats) -> None:
+    """Of what was done since."""
+    stats, slots = session.stats.since(before), session.manifest.pot.slots
     peak = peak_memory()
     click.echo(
         f"read {stats.tokens_read:,} tokens ({stats.read_speed:,.1f}/s), "

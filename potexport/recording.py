@@ -73,7 +73,7 @@ class _Watched:
         self._inner, self._into, self.pot = inner, into, inner.pot
         self._names = [name for name in SCORES if name in needs]
         self.prefill, self.decode, self.observe = inner.prefill, inner.decode, inner.observe
-        self.policy = inner.policy
+        self.policy, self.fork = inner.policy, inner.fork
 
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
         into, pot = self._into, self.pot

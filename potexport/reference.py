@@ -37,9 +37,9 @@ class TorchBackend:
     ) -> None:
         """policies: the first is used until `policy` is set. statistics: of queries, for policies
         that need them. key_facts: for a coded pot."""
-        # Written in place or not is an affair of the graphs.
-        self.core, self.layout = core, replace(layout, in_place=False)
-        layout = self.layout
+        layout = replace(layout, in_place=False)  # which is an affair of the graphs
+        self.core, self.layout = core, layout
+        self._made_of = (core, policies, layout, statistics, key_facts)
         self._squeeze = {
             facts.label: Compress(
                 each, layout.pot, core.turns, statistics if "queries" in facts.needs else None
@@ -160,6 +160,11 @@ class TorchBackend:
             codes=self._codes,
             want_queries=want_queries,
         )
+
+    def fork(self) -> TorchBackend:
+        twin = TorchBackend(*self._made_of)
+        twin.policy = self.policy
+        return twin
 
     @property
     def _received(self) -> bool:

@@ -25,7 +25,7 @@ from potexport.spec import Layout, TensorSpec
 if TYPE_CHECKING:
     from potexport.parity import Report
     from potexport.plan import Plan
-    from potexport.runtime.session import Session, Token
+    from potexport.runtime.session import Session, Stats, Token
 
 PIPE_WIDTH = 160  # columns where nobody's terminal says
 SHARED = ("weights", "pot", "total")  # of the memory plan; the others are graphs
@@ -41,8 +41,9 @@ def size(count: int) -> str:
     return f"{number:.3g} {unit}" if number < 999.5 else f"{number:,.0f} {unit}"
 
 
-def answer_json(session: Session, tokens: Iterable[Token]) -> dict[str, object]:
-    stats = session.stats
+def answer_json(session: Session, tokens: Iterable[Token], before: Stats) -> dict[str, object]:
+    """before: of the session when it was opened; what it did since is shown."""
+    stats = session.stats.since(before)
     tokens = list(tokens)
     return {
         "answer": "".join(token.text for token in tokens),

@@ -44,6 +44,9 @@ class Backend(Protocol):
         reset: move them to the positions 0, 1, 2, …; otherwise they stay where they stand.
         """
 
+    def fork(self) -> Backend:
+        """The same graphs over an empty pot of its own."""
+
 
 def kept_counts(pot: Pot, geometry: PotGeometry, keep: int) -> Array:
     """(1,) or (L,) int32: how many slots each layer keeps; all that it has, if fewer, or if it has

@@ -7,18 +7,19 @@ graphs' inputs. This file knows the contract of the graphs; what opens and runs 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from potexport.bundle import Manifest
+from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.runtime.pot import Pot
-from potexport.spec import EMBEDDED, GraphSpec, choosing
+from potexport.spec import EMBEDDED, MODEL_GRAPHS, GraphSpec, choosing
 
 
 class Binding(Protocol):
@@ -64,19 +65,30 @@ class BoundBackend:
         """files: of each graph to open. table: (V, E), where the graphs take rows of the embedding
         instead of token ids. key_facts: see `make_pot`."""
         self.manifest, self._runner = manifest, runner
-        self.pot = make_pot(manifest.layout, key_facts)
-        self.policy = manifest.policy
-        self._graphs = {}
+        self._table, self._key_facts = table, key_facts
+        self._loaded = {}
         for name, path in files.items():
             spec = manifest.graphs[name]
             if table is not None:
                 spec = spec.with_embeddings(table.shape[1], table.dtype.name)
-            written = {
-                each.name: each.name.replace("present", "past_key_values")
-                for each in spec.outputs
-                if manifest.layout.is_pot(name, each.name)
-            }
-            self._graphs[name] = BoundGraph(runner.load(path), path, spec, self.pot, table, written)
+            self._loaded[name] = _checked(runner.load(path), path, spec), spec
+        self._bind(manifest.policy, {})
+
+    def _bind(self, policy: PolicyFacts, outputs: Mapping[str, dict[str, Array]]) -> None:
+        """Bind all graphs to an empty pot. outputs: of graphs that write to another's."""
+        self.policy = policy
+        self.pot = make_pot(self.manifest.layout, self._key_facts)
+        self._graphs = {
+            name: BoundGraph(loaded, spec, self.pot, self._table, outputs.get(name, {}))
+            for name, (loaded, spec) in self._loaded.items()
+        }
+
+    def fork(self) -> BoundBackend:
+        twin = copy.copy(self)
+        # What a compression returns is nearly a pot, and is in the pot before anybody runs again.
+        names = (name for name in self._graphs if name.startswith("compress"))
+        twin._bind(self.policy, {name: self._graphs[name].outputs for name in names})
+        return twin
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:
         graph = self._graphs["prefill"]
@@ -156,6 +168,23 @@ class BoundBackend:
         self._runner.close()
 
 
+def _checked(loaded: Loaded, path: Path, spec: GraphSpec) -> Loaded:
+    """PotexportError unless the file declares what the manifest does."""
+    declared = {**loaded.inputs, **loaded.outputs}
+    for tensor in (*spec.inputs, *spec.outputs):
+        if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
+            raise PotexportError(
+                f"{path.name} does not have {tensor}, which the manifest declares; build the "
+                "bundle again"
+            )
+    if declared:
+        raise PotexportError(
+            f"{path.name} has {sorted(declared)}, which the manifest does not; build the "
+            "bundle again"
+        )
+    return loaded
+
+
 class BoundGraph:
     """One graph with all of its inputs and outputs bound: the pot's arrays, and buffers of its own
     for the rest."""
@@ -163,27 +192,15 @@ class BoundGraph:
     def __init__(
         self,
         loaded: Loaded,
-        path: Path,
         spec: GraphSpec,
         pot: Pot,
         table: Array | None,
-        written: Mapping[str, str],
+        outputs: Mapping[str, Array],
     ) -> None:
-        """written: of outputs that are the pot itself, which of its inputs they are."""
-        declared = {**loaded.inputs, **loaded.outputs}
-        for tensor in (*spec.inputs, *spec.outputs):
-            if declared.pop(tensor.name, None) != (tensor.dtype, tensor.shape):
-                raise PotexportError(
-                    f"{path.name} does not have {tensor}, which the manifest declares; build the "
-                    "bundle again"
-                )
-        if declared:
-            raise PotexportError(
-                f"{path.name} has {sorted(declared)}, which the manifest does not; build the "
-                "bundle again"
-            )
+        """outputs: to write to; the pot's own, or buffers, where there is none."""
         self._table = table
         self.arrays: dict[str, Array] = {}
+        self._seen = pot.output
         self._binding = loaded.binding()
         self._layers = range(len(pot.keys))
         self._chosen = {layer: number for number, layer in enumerate(pot.chosen)}
@@ -193,13 +210,15 @@ class BoundGraph:
             self.arrays[tensor.name] = array
             self._binding.bind_input(tensor.name, array)
         # Not the pot's, though some have the names of its scores; but where it is written in place.
-        self._outputs = {}
+        self.outputs: dict[str, Array] = {}
         for tensor in spec.outputs:
-            array = pot.held.get(written.get(tensor.name, ""))
+            array = outputs.get(tensor.name)
+            if spec.name in MODEL_GRAPHS:
+                array = pot.held.get(tensor.name.replace("present", "past_key_values"))
             array = np.zeros(tensor.shape, tensor.dtype) if array is None else array
             self._binding.bind_output(tensor.name, array)
-            self._outputs[tensor.name] = pot.output(array, tensor.name)
-        self.arrays |= self._outputs
+            self.outputs[tensor.name] = array
+        self.arrays |= self.outputs
         self.keys = self.per_layer("present.{}.key")
         self.values = self.per_layer("present.{}.value")
         names = ("present_codes.{}.key", "present_codes.{}.value",
@@ -211,7 +230,7 @@ class BoundGraph:
         """The outputs of this name, with `{}` for the layer, of all layers or of these; none where
         the graph does not have them."""
         names = (name.format(layer) for layer in (self._layers if layers is None else layers))
-        return [self._outputs[each] for each in names if each in self._outputs]
+        return [self._seen(self.outputs[each], each) for each in names if each in self.outputs]
 
     def give(self, ids: Array) -> None:
         """Set the tokens of the next run, fewer than the graph's width or as many."""

@@ -15,6 +15,10 @@ from potexport.runtime.pot import Array, Pot
 from potexport.runtime.rows_pot import RowsPot
 from potexport.spec import Layout
 
+# What a layer's codes are: by `Layout.codes`, `{}` for the layer.
+KINDS = ("past_codes.{}.key", "past_scales.{}.key", "past_codes.{}.value",
+         "past_scales.{}.value")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class KeyFacts:
@@ -70,12 +74,10 @@ class CodedPot(Pot):
         self.held["key_channels"][...] = key_facts.channels
         self._turn = key_facts.turn
         layers = range(layout.facts.layers)
-        kinds = ("past_codes.{}.key", "past_scales.{}.key", "past_codes.{}.value",
-                 "past_scales.{}.value")  # fmt: skip
-        self._parts = [[self.held[kind.format(layer)] for kind in kinds] for layer in layers]
+        self._parts = [[self.held[kind.format(layer)] for kind in KINDS] for layer in layers]
 
     def coded(self, counts: Array) -> Array:
-        pairs = zip(counts.tolist(), self._sizes.tolist(), strict=True)
+        pairs = zip(counts.tolist(), self.sizes.tolist(), strict=True)
         return np.array([self._coding.coded(fill, slots) for fill, slots in pairs], np.int32)
 
     def ready(self) -> None:
@@ -84,7 +86,7 @@ class CodedPot(Pot):
     def keys_of(self, layer: int) -> Array:
         """The filled slots of a layer, dequantized and in order: (Hkv, D, fill)."""
         packed, scales = self._parts[layer][:2]
-        sink, body, newest = self._counts(layer)
+        sink, body, newest = self._counts(layer, self.fills)
         made = codes.keys_of(
             packed[0, :, :, :body],
             scales[:, :body],
@@ -101,21 +103,21 @@ class CodedPot(Pot):
     def values_of(self, layer: int) -> Array:
         """(Hkv, fill, D)."""
         packed, scales = self._parts[layer][2:]
-        sink, body, newest = self._counts(layer)
+        sink, body, newest = self._counts(layer, self.fills)
         made = codes.values_of(packed[0, :, :body], scales[:, :body], self._coding.bits)
         floats = self.values[layer][0]
         return np.concatenate([floats[:, :sink], made, floats[:, sink : sink + newest]], axis=1)
 
-    def _counts(self, layer: int) -> tuple[int, int, int]:
+    def _counts(self, layer: int, fills: Array) -> tuple[int, int, int]:
         """Slots of a layer: sinks, codes, newest."""
-        fill, slots = self.filled(layer), int(self._sizes[layer if self.fills.size > 1 else 0])
+        fill, slots = self._of(fills, layer), self._of(self.sizes, layer)
         sink, body = min(fill, self._coding.sink), self._coding.coded(fill, slots)
         return sink, body, fill - sink - body
 
     def append_rows(self, layer: int, keys: Array, values: Array, count: int) -> None:
         key, value = self.keys[layer][0], self.values[layer][0]
-        sink, body, newest = self._counts(layer)
-        slots = int(self._sizes[layer if self.fills.size > 1 else 0])
+        sink, body, newest = self._counts(layer, self.fills)
+        slots = self._of(self.sizes, layer)
         more = self._coding.coded(self.filled(layer) + count, slots) - body
         new_key, new_value = keys[0, ..., :count], values[0, :, :count]
         end = sink + newest
@@ -160,25 +162,24 @@ class CodedPot(Pot):
     ) -> None:
         self.keys[layer][...], self.values[layer][...] = keys, values
         key_codes, value_codes, key_scales, value_scales = coded
-        slots = int(self._sizes[layer if self.fills.size > 1 else 0])
+        slots = self._of(self.sizes, layer)
         body = self._coding.coded(count, slots)
         packed, scales, packed_values, own_value_scales = self._parts[layer]
         packed[..., :body], scales[:, :body] = key_codes[..., :body], key_scales[:, :body]
         packed_values[:, :, :body] = value_codes[:, :, :body]
         own_value_scales[:, :body] = value_scales[:, :body]
 
-    def _rows_of(self, layer: int) -> list[Array]:
-        sink, body, newest = self._counts(layer)
+    def _rows_of(self, layer: int, fills: Array) -> dict[str, Array]:
+        sink, body, newest = self._counts(layer, fills)
         packed, scales, packed_values, value_scales = self._parts[layer]
         end = sink + newest
-        return [
-            self.keys[layer][..., :end],
-            self.values[layer][:, :, :end],
-            packed[..., :body],
-            scales[:, :body],
-            packed_values[:, :, :body],
-            value_scales[:, :body],
-        ]
+        parts = (packed[..., :body], scales[:, :body], packed_values[:, :, :body],
+                 value_scales[:, :body])  # fmt: skip
+        return {
+            f"past_key_values.{layer}.key": self.keys[layer][..., :end],
+            f"past_key_values.{layer}.value": self.values[layer][:, :, :end],
+            **{kind.format(layer): part for kind, part in zip(KINDS, parts, strict=True)},
+        }
 
     def _arrays(self) -> list[Array]:
         return [*super()._arrays(), *self.held.values()]

@@ -80,17 +80,24 @@ class _Program:
 
 
 class _Method:
-    """A `bound.Loaded` and its `bound.Binding`: a method holds its inputs itself."""
+    """See `bound.Loaded`."""
 
     def __init__(self, method: Any, spec: GraphSpec, inputs: Signature, outputs: Signature) -> None:
         self.inputs, self.outputs = inputs, outputs
+        self._method, self._spec = method, spec
+
+    def binding(self) -> _Binding:
+        return _Binding(self._method, self._spec)
+
+
+class _Binding:
+    """See `bound.Binding`. A method is given its inputs as it runs."""
+
+    def __init__(self, method: Any, spec: GraphSpec) -> None:
         self._method = method
         self._tensors: dict[str, Any] = {tensor.name: None for tensor in spec.inputs}
         self._results: dict[str, Array] = {}
         self._names = [tensor.name for tensor in spec.outputs]
-
-    def binding(self) -> _Method:
-        return self
 
     def bind_input(self, name: str, array: Array) -> None:
         self._tensors[name] = binding().tensor(array)

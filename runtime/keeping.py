@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -37,6 +38,17 @@ def allowed(geometry: PotGeometry, fill: int) -> Allowed:
     and recent ones."""
     least = geometry.sink + geometry.recent - geometry.smallest
     return Allowed(least, min(geometry.keep_max, fill - geometry.smallest))
+
+
+def check(
+    geometry: PotGeometry, policy: PolicyFacts, keep: int | Literal["auto"], share: float
+) -> None:
+    """Raise PotexportError for a `keep` that no compression could take."""
+    if keep == "auto":
+        attention(policy)
+        check_share(share)
+    else:
+        allowed(geometry, geometry.slots).check(keep)
 
 
 def by_mass(pot: Pot, policy: PolicyFacts, geometry: PotGeometry, share: float) -> int:

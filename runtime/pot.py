@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Contents:
-    """A copy of what a pot holds: filled slots alone. See `Pot`."""
+    """A copy of what a pot holds: of its arrays the filled part, as `Pot.views` names them."""
 
     fills: Array
     position: int
-    arrays: tuple[Array, ...]
+    arrays: Mapping[str, Array]
 
 
 class Pot:
@@ -32,7 +32,8 @@ class Pot:
     positions: of each chosen layer (Hkv, M) int32, where the rotary embedding put each key.
     scores: name -> of each chosen layer (Hkv, M) float32, for those of `spec.SCORES` that a policy
         needs.
-    fills: (1,) or (L,) int32, how many slots hold a token, the same in every head.
+    sizes, fills: (1,) or (L,) int32, how many slots there are, and how many of them hold a token,
+        the same in every head.
     position: of the next token.
     """
 
@@ -52,7 +53,7 @@ class Pot:
         self._window_kept = {layer: layout.pot.window_kept(layer) for layer in self.windowed}
         self.held: dict[str, Array] = {}  # of a coded pot: more that its graphs read, by name
         slots = [layout.pot.slots_of(layer) for layer in range(layout.counts)]
-        self._sizes = np.array(slots, np.int32)
+        self.sizes = np.array(slots, np.int32)
         self.fills = np.zeros(layout.counts, np.int32)
         self.position = 0
 
@@ -77,7 +78,7 @@ class Pot:
     def fill(self, count: int) -> None:
         """Say that so many slots of each layer, where it has them, hold tokens that stand one
         behind the other."""
-        self.fills[:] = np.minimum(count, self._sizes)
+        self.fills[:] = np.minimum(count, self.sizes)
         self.position = count
         for positions in self.positions:
             positions[:] = np.arange(positions.shape[-1])
@@ -85,14 +86,19 @@ class Pot:
     @property
     def room(self) -> int:
         """How many more tokens every chosen layer can take."""
-        return min(self.counts_of(self._sizes - self.fills))
+        return min(self.counts_of(self.sizes - self.fills))
 
     def counts_of(self, counts: Array) -> list[int]:
         """Of each chosen layer, from one number for all layers, or one for each."""
-        return [int(counts[layer if counts.size > 1 else 0]) for layer in self.chosen]
+        return [self._of(counts, layer) for layer in self.chosen]
 
     def filled(self, layer: int) -> int:
-        return int(self.fills[layer if self.fills.size > 1 else 0])
+        return self._of(self.fills, layer)
+
+    @staticmethod
+    def _of(counts: Array, layer: int) -> int:
+        """A layer's, of one number for all layers, or one for each."""
+        return int(counts[layer if counts.size > 1 else 0])
 
     def append(
         self, keys: list[Array], values: list[Array], novelty: Array | float, count: int
@@ -103,7 +109,7 @@ class Pot:
             number, in nats.
         """
         if count > self.room:
-            raise ValueError(f"{count} rows do not fit behind {self.fills} of {self._sizes} slots")
+            raise ValueError(f"{count} rows do not fit behind {self.fills} of {self.sizes} slots")
         for layer in self.windowed:
             self._drop_oldest(layer, count)
         for number, layer in enumerate(self.chosen):
@@ -164,7 +170,7 @@ class Pot:
     def _drop_oldest(self, layer: int, count: int) -> None:
         """Let a layer with a window forget what no query will see, if `count` more do not fit."""
         fill, keep = self.filled(layer), self._window_kept[layer]
-        if fill + count > self._sizes[layer]:
+        if fill + count > self.sizes[layer]:
             old = slice(fill - keep, fill)
             self.keys[layer][..., :keep] = self.keys[layer][..., old].copy()
             self.values[layer][:, :, :keep] = self.values[layer][:, :, old].copy()
@@ -200,30 +206,35 @@ class Pot:
 
     def save(self) -> Contents:
         """A copy of all that is filled."""
-        fills = self.fills.copy()
-        return Contents(fills, self.position, tuple(view.copy() for view in self._views()))
+        copies = {name: view.copy() for name, view in self.views(self.fills).items()}
+        return Contents(self.fills.copy(), self.position, copies)
 
     def load(self, contents: Contents) -> None:
         """Hold again what was saved."""
         self.fills[:] = contents.fills
         self.position = contents.position
-        for view, saved in zip(self._views(), contents.arrays, strict=True):
-            view[...] = saved
+        for name, view in self.views(self.fills).items():
+            view[...] = contents.arrays[name]
 
-    def _views(self) -> list[Array]:
-        """The filled part of every array."""
-        views = []
+    def views(self, fills: Array) -> dict[str, Array]:
+        """The part of every array that is filled where so many slots are, by the contract's
+        names."""
+        views: dict[str, Array] = {}
         for layer in range(len(self.keys)):
-            views += self._rows_of(layer)
+            views |= self._rows_of(layer, fills)
         for number, layer in enumerate(self.chosen):
-            rest = (self.positions[number], *(each[number] for each in self.scores.values()))
-            views += [array[:, : self.filled(layer)] for array in rest]
+            rest = {"positions": self.positions} | self.scores
+            fill = self._of(fills, layer)
+            views |= {f"{name}.{layer}": each[number][:, :fill] for name, each in rest.items()}
         return views
 
-    def _rows_of(self, layer: int) -> list[Array]:
+    def _rows_of(self, layer: int, fills: Array) -> dict[str, Array]:
         """The filled part of keys and values."""
-        fill = self.filled(layer)
-        return [self.keys[layer][..., :fill], self.values[layer][:, :, :fill]]
+        fill, name = self._of(fills, layer), f"past_key_values.{layer}"
+        return {
+            f"{name}.key": self.keys[layer][..., :fill],
+            f"{name}.value": self.values[layer][:, :, :fill],
+        }
 
     def _arrays(self) -> list[Array]:
         scores = [array for each in self.scores.values() for array in each]

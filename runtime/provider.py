@@ -20,7 +20,7 @@ def open_backend(
     manifest: Manifest,
     *,
     on: str,
-    threads: int,
+    threads: int | None,
     soc: str | None,
     policies: Sequence[str] = ("compress",),
 ) -> Backend:
@@ -29,12 +29,14 @@ def open_backend(
     Args:
         policies: the compression graphs to open.
         on: "npu", "cpu", or "auto": the NPU if the bundle has contexts for this device's.
+        threads: all that this process may use where it is None.
         soc: the chip to take contexts of; by default this device's.
 
     Raises PotexportError if the graphs, or the processor asked for, are not there.
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
+    threads = threads or _cores()
     graphs = [name for name in manifest.graphs if name in MODEL_GRAPHS]
     wanted = [each for name in policies for each in (name, choosing(name))]
     graphs += [name for name in wanted if name in manifest.graphs and name not in graphs]
@@ -60,6 +62,12 @@ def open_backend(
     from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
+
+
+def _cores() -> int:
+    """The cores that this process may use; not all systems say."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def choose(manifest: Manifest, soc: str | None) -> Npu | None:

@@ -17,8 +17,9 @@ from potexport.bundle import Manifest
 from potexport.errors import PotexportError
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend, Loaded
-from potexport.runtime.onnxruntime_backend import CONFIG, map_weights
+from potexport.runtime.onnxruntime_backend import CONFIG
 from potexport.runtime.ort_capi import SharedSessions
+from potexport.runtime.tensors import map_weights
 
 PROVIDER = "QNNExecutionProvider"
 DTYPES = {

@@ -86,6 +86,10 @@ class Document:
         return self._stream.tell() / self.size if self.size else None
 
 
+# What the note of a saved session says of what it holds; of a chat, whether a text was read yet.
+RAW, CHAT, BARE = "raw", "chat", "chat without a text"
+
+
 @dataclass(frozen=True)
 class Frame:
     """What stands around a document; `trusted` documents may speak in special tokens."""
@@ -94,21 +98,33 @@ class Frame:
     tail: Ids
     trusted: bool
 
+    def note(self, before: str, read: int) -> str:
+        """Of a session whose note was `before`, and that has read so many tokens of text since."""
+        if self.trusted:
+            return RAW
+        return CHAT if read or before == CHAT else BARE
 
-def frame(text: Text, *, question: str | None, system: str | None, raw: bool) -> Frame:
+
+def frame(
+    text: Text, *, question: str | None, system: str | None, raw: bool, note: str | None = None
+) -> Frame:
     """The model's chat template around a document, with the question behind it; without a template,
-    or if `raw`, only the tokenizer's own beginning."""
-    after = f"\n\n{question}" if question else ""
-    if text.has_template and not raw:
+    or if `raw`, only the tokenizer's own beginning.
+
+    note: of a session that goes on, and has read what stands before the document.
+    """
+    after = f"\n\n{question}" if question and note != BARE else question or ""
+    if text.has_template and not (raw or note == RAW):
         head, tail = text.frame(system, "", after)
-        return Frame(text.encode(head), text.encode(tail), trusted=False)
+        opening = text.encode(head) if note is None else np.empty(0, np.int32)
+        return Frame(opening, text.encode(tail), trusted=False)
     if system is not None:
         why = "--raw leaves it out" if raw else "this bundle has none"
         raise PotexportError(f"a system prompt needs the chat template, and {why}; omit --system")
     begin = text.token_id(text.specials.get("bos_token", ""))
     # A tokenizer may add an end as well, which would tell the model to stop.
-    opening = [i for i in text.encode("", special=True)[:1] if i == begin]
-    return Frame(np.array(opening, np.int32), text.encode(after), trusted=True)
+    first = text.encode("", special=True)[: 1 if note is None else 0]
+    return Frame(first[first == begin], text.encode(after), trusted=True)
 
 
 def pieces(text: Text, blocks: Iterable[str], *, trusted: bool) -> Iterator[Ids]:
@@ -160,11 +176,14 @@ def read(
     *,
     answer: int,
     on_progress: Progress = lambda read, total: None,
+    on_text: Callable[[int], None] = lambda read: None,
+    may_be_empty: bool = False,
 ) -> None:
     """Feed head, document and tail. So much is encoded ahead as fits the pot, so that its last
     compressions keep what fits beside the rest and an answer of `answer` tokens.
 
-    Raises PotexportError for an empty document.
+    on_text: called before the tail is fed, with the tokens of the document. Raises PotexportError
+    for an empty document, unless it `may_be_empty`.
     """
     slots = session.manifest.pot.slots
     waiting = deque([around.head])
@@ -188,7 +207,8 @@ def read(
             ahead -= waiting[0].size
             share = document.share()
             feed(ahead, int(encoded / share) if share else None)
-    if encoded == around.head.size:
+    text = encoded - around.head.size
+    if not (text or may_be_empty):
         raise PotexportError(
             f"{document.name} is empty; give at least one character of text to read"
         )
@@ -196,4 +216,6 @@ def read(
     ahead, encoded = ahead + around.tail.size, encoded + around.tail.size
     while waiting:
         ahead -= waiting[0].size
+        if len(waiting) == 1:
+            on_text(text)
         feed(ahead + answer, encoded)

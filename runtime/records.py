@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, fields, replace
+from typing import Literal, NamedTuple
 
 from potexport.runtime.backend import Array
+from potexport.runtime.ids import Ids
 from potexport.runtime.pot import Contents
-
-Ids = npt.NDArray[np.int32]
 
 
 class Token(NamedTuple):
@@ -32,6 +28,11 @@ class Stats:
     read_seconds: float = 0.0  # prefill alone
     compress_seconds: float = 0.0  # catalyst and compression
     generate_seconds: float = 0.0  # decode and sampling, one decode for each prompt included
+
+    def since(self, before: Stats) -> Stats:
+        """What was done since then; `fill` as it is now."""
+        names = [each.name for each in fields(self) if each.name != "fill"]
+        return replace(self, **{n: getattr(self, n) - getattr(before, n) for n in names})
 
     @property
     def read_speed(self) -> float:
@@ -57,3 +58,18 @@ class State:
     to_come: int | None
     tail: Ids
     stats: Stats
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a session compresses: its policy's label, how much is kept, and what scores the pot.
+
+    asked: whether somebody set the catalyst. note: see `Session.note`.
+    """
+
+    policy: str
+    keep: int | Literal["auto"]
+    keep_mass: float
+    asked: bool
+    catalyst: Ids
+    note: str

@@ -36,7 +36,7 @@ class RowsPot(Pot):
             super().replace_rows(layer, keys, values, count, coded)
 
     def keep(self, kept: list[Array], counts: Array) -> None:
-        """Move kept slots, (Hkv, K) of each layer, to the front, where they keep their positions."""
+        """Move kept slots, (Hkv, K) of each layer, to the front; they keep their positions."""
         count = int(counts[0])
         for layer, slots in enumerate(kept):
             for part in ("key", "value"):

@@ -13,21 +13,20 @@ from time import perf_counter
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from potexport import bundle
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
 from potexport.runtime import keeping
 from potexport.runtime.backend import Array, Backend
+from potexport.runtime.ids import Ids, token_ids
 from potexport.runtime.provider import open_backend
-from potexport.runtime.records import State, Stats, Token
+from potexport.runtime.records import Settings, State, Stats, Token
 from potexport.runtime.sampling import Sampler, Sampling, surprise
+from potexport.runtime.saved import policy_of, read_session, write_session
 from potexport.runtime.text import StopStrings, Text
 
-Ids = npt.NDArray[np.int32]
-
-__all__ = ["Session", "State", "Stats", "Token"]
+__all__ = ["Ids", "Session", "State", "Stats", "Token"]
 
 
 class Session:
@@ -46,9 +45,16 @@ class Session:
         self._opened = {each.label: each for each in policies or (manifest.policy,)}
         self.keep: int | Literal["auto"] = manifest.pot.keep  # slots that a compression keeps
         self.keep_mass = keeping.SHARE  # of the attention, where `keep` is "auto"
-        self.on_compress: Callable[[list[Array]], None] | None = (
-            None  # sees the kept slots, L x (Hkv, keep)
-        )
+        self.note = ""  # the caller's own, saved with the rest
+        # Sees the kept slots, L x (Hkv, keep).
+        self.on_compress: Callable[[list[Array]], None] | None = None
+        self._asked = False  # whether somebody set the catalyst
+        self._catalyst = self._fitting(self._ids(manifest.catalyst_of(backend.policy)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was read; the catalyst stays."""
+        self.backend.pot.fill = 0
         self._pending = np.empty(0, np.int32)  # not read yet: a chunk waits for the token after it
         self._fed = 0  # so many of them, the last ones, were fed and not generated
         self._novelty = 0.0  # of the first pending token; the very first token has none
@@ -56,8 +62,6 @@ class Session:
         self._to_come: int | None = None
         self._tail = np.empty(0, np.int32)  # the last tokens read, the same in every head
         self._stats = Stats()
-        self._asked = False  # whether somebody set the catalyst
-        self._catalyst = self._fitting(self._ids(manifest.catalyst_of(backend.policy)))
 
     @classmethod
     def open(
@@ -69,6 +73,7 @@ class Session:
         threads: int | None = None,
         check: bool = True,
         policy: str | Sequence[str] | None = None,
+        saved: str | os.PathLike[str] | None = None,
     ) -> Session:
         """Load a bundle.
 
@@ -79,25 +84,25 @@ class Session:
             soc: the chip to take the contexts of; this device's by default.
             threads: of graphs on the CPU; all that this process may use by default.
             check: compare every file's SHA-256 with the manifest; sizes are compared in any case.
+            saved: a file to `load`; its policy is then the default.
 
-        Raises PotexportError for a bundle that is missing, incomplete, altered or of a newer
-        format.
+        Raises PotexportError for a bundle, or a file, that is missing, incomplete, altered or of a
+        newer format.
         """
         manifest = bundle.read(folder)
         bundle.check_files(folder, manifest, digests=check)
         text = Text.open(os.fspath(folder))
-        labels = [policy] if isinstance(policy, str) else policy or [manifest.policy.label]
+        default = manifest.policy.label if saved is None else policy_of(saved, manifest)
+        labels = [policy] if isinstance(policy, str) else policy or [default]
         chosen = [manifest.policy_of(label) for label in labels]
+        graphs = [each.graph for each in chosen]
         opened = open_backend(
-            folder,
-            manifest,
-            on=backend,
-            threads=threads or _cores(),
-            soc=soc,
-            policies=[each.graph for each in chosen],
+            folder, manifest, on=backend, threads=threads, soc=soc, policies=graphs
         )
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
+        if saved is not None:
+            session.load(saved, policy=session.policy)
         return session
 
     @property
@@ -113,16 +118,19 @@ class Session:
 
     @policy.setter
     def policy(self, label: str) -> None:
+        policy = self._known(label)
+        own = self.manifest.catalyst_of(policy)
+        if not self._asked or not (self._catalyst.size or policy.can_be_blind):
+            self._catalyst = self._fitting(self._ids(own))
+        self.backend.policy = policy
+
+    def _known(self, label: str) -> PolicyFacts:
         if label not in self._opened:
             raise PotexportError(
                 f"the session has not opened the policy {label!r}; it has "
                 f"{', '.join(self._opened)}: name it to Session.open"
             )
-        policy = self._opened[label]
-        own = self.manifest.catalyst_of(policy)
-        if not self._asked or not (self._catalyst.size or policy.can_be_blind):
-            self._catalyst = self._fitting(self._ids(own))
-        self.backend.policy = policy
+        return self._opened[label]
 
     @property
     def stats(self) -> Stats:
@@ -245,14 +253,6 @@ class Session:
             self._last = None
         self._pending = np.concatenate([self._pending, ids])
 
-    def reset(self) -> None:
-        """Forget everything that was read; the catalyst stays."""
-        self.backend.pot.fill = 0
-        self._pending, self._fed, self._novelty = np.empty(0, np.int32), 0, 0.0
-        self._last = None
-        self._to_come, self._stats = None, Stats()
-        self._tail = np.empty(0, np.int32)
-
     def snapshot(self) -> State:
         """All that was read, in memory; `restore` goes on from there, any number of times."""
         return State(
@@ -274,6 +274,44 @@ class Session:
         self._last = None if state.last is None else state.last.copy()
         self._to_come, self._tail, self._stats = state.to_come, state.tail, state.stats
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Keep all that was read, and the settings, in a file, which takes the place of an older
+        one when it is complete.
+
+        Raises PotexportError where it cannot be written, or would replace a file of another kind.
+        """
+        write_session(path, self.manifest, self.snapshot(), self._settings())
+
+    def load(self, path: str | os.PathLike[str], *, policy: str | None = None) -> None:
+        """Go on from what `save` wrote for this bundle, with its policy (or `policy`), `keep`,
+        catalyst and note.
+
+        Raises PotexportError for a file that is missing, damaged or of another bundle, and for a
+        policy that was not opened; the session is then as it was.
+        """
+        state, settings = read_session(path, self.manifest, self.backend.pot)
+        self._use(replace(settings, policy=policy or settings.policy))
+        self.restore(state)
+
+    def fork(self) -> Session:
+        """A second session over the same graphs, which has read what this one has, and reads on by
+        itself. It costs one pot. Run one at a time; who closes one backend closes both."""
+        twin = Session(self.manifest, self.backend.fork(), self.text, list(self._opened.values()))
+        twin._use(self._settings())
+        twin.restore(self.snapshot())
+        return twin
+
+    def _settings(self) -> Settings:
+        asked, catalyst = self._asked, self._catalyst
+        return Settings(self.policy, self.keep, self.keep_mass, asked, catalyst, self.note)
+
+    def _use(self, settings: Settings) -> None:
+        label = self._known(settings.policy).label
+        self.keep, self.keep_mass = settings.keep, settings.keep_mass
+        self._asked, self._catalyst = settings.asked, settings.catalyst
+        self.note = settings.note
+        self.policy = label
+
     def _read(self, count: int) -> None:
         """Put the first `count` pending tokens into the pot; one more must be pending behind
         them."""
@@ -286,7 +324,7 @@ class Session:
 
     def _take(self, count: int) -> None:
         """Count the first pending tokens as read, the generated ones among them aside."""
-        if any(policy.window for policy in self._opened.values()):
+        if any(policy.window for policy in self.manifest.policies):
             width = self.manifest.pot.catalyst_width
             self._tail = np.concatenate([self._tail, self._pending[:count]])[-width:]
         self._pending = self._pending[count:]
@@ -332,12 +370,7 @@ class Session:
 
     def check_keep(self) -> None:
         """Raise PotexportError for a `keep` that no compression could take, before one tries."""
-        allowed = keeping.allowed(self.manifest.pot, self.manifest.pot.slots)
-        if self.keep == "auto":
-            keeping.attention(self.backend.policy)
-            keeping.check_share(self.keep_mass)
-        else:
-            allowed.check(self.keep)
+        keeping.check(self.manifest.pot, self.backend.policy, self.keep, self.keep_mass)
 
     def _observe(self) -> None:
         """The passes that the policy wants before a compression."""
@@ -354,30 +387,9 @@ class Session:
     def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
         if isinstance(prompt, str):
             return self.text.encode(prompt)
-        ids = np.asarray(prompt)
-        if ids.size == 0:
-            return np.empty(0, np.int32)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise PotexportError(
-                f"token ids must be a flat list of whole numbers; found {ids.dtype} of {ids.ndim} "
-                "dimensions"
-            )
-        size = self.manifest.model.vocab_size
-        outside = ids[(ids < 0) | (ids >= size)]
-        if outside.size:
-            raise PotexportError(
-                f"token id {outside[0]} is outside the vocabulary of {size}; use this bundle's own "
-                "tokenizer"
-            )
-        return ids.astype(np.int32)
+        return token_ids(prompt, self.manifest.model.vocab_size)
 
     def _count(self, **more: float) -> None:
         self._stats = replace(
             self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()}
         )
-
-
-def _cores() -> int:
-    """The cores that this process may use; not all systems say."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -32,7 +32,8 @@ class Listening:
     def __init__(self, session: Session) -> None:
         self.inner, self.pot, self.nats = session.backend, session.backend.pot, list[Array]()
         self.decode, self.observe = self.inner.decode, self.inner.observe
-        self.compress, self.policy = self.inner.compress, self.inner.policy
+        self.compress, self.fork = self.inner.compress, self.inner.fork
+        self.policy = self.inner.policy
         session.backend = self
 
     def prefill(self, ids: Array, next_ids: Array, first_novelty: float) -> float:

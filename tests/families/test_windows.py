@@ -20,6 +20,7 @@ from tests import tiny
 from tests.families.proof import Proof
 from tests.parity import tolerances
 from tests.parity.conftest import POT
+from tests.parity.going_on import goes_on_alike
 from tests.parity.held import SPECS, begin
 from tests.parity.test_loop import CATALYST, alike, difference, generate_alike, tokens, watch
 
@@ -74,6 +75,12 @@ def test_a_snapshot_goes_on_bit_for_bit(proof: Proof) -> None:
 def _after(session: Session, ids: Any) -> Any:
     session.feed(ids)
     return session.logits().copy()
+
+
+@pytest.mark.parametrize("proof", ["gemma3"], indirect=True)
+def test_a_saved_session_goes_on_bit_for_bit(proof: Proof, tmp_path: Path) -> None:
+    for policy in ("infinipot", "snapkv"):  # the last looks at tokens that were read once more
+        goes_on_alike(proof.bundle, tmp_path, policy=policy)
 
 
 def test_a_layer_with_a_window_is_as_large_as_it(tmp_path: Path) -> None:

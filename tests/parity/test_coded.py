@@ -18,6 +18,7 @@ from potexport.runtime.session import Session
 from tests import tiny
 from tests.parity import tolerances
 from tests.parity.conftest import POT, Build
+from tests.parity.going_on import goes_on_alike
 from tests.parity.test_loop import CATALYST, difference, load, tokens, watched
 
 LEAST = POT["pot"] + POT["chunk"]  # positions: with so few, each compression is a reset
@@ -116,16 +117,9 @@ def test_a_context_of_sinks_and_newest_alone_is_exact(build: Build) -> None:
         assert difference(session.logits(), floats.logits()) <= tolerances.FITS
 
 
-def test_a_restored_session_reads_on_the_same(build: Build) -> None:
-    folder, _ = build("llama", pot_dtype="int8", policy="infinipot")
-    session, _ = watched(folder)
-    session.feed(tokens(150))
-    state = session.snapshot()
-    session.feed(tokens(90, seed=3))
-    first = session.logits().copy()
-    session.restore(state)
-    session.feed(tokens(90, seed=3))
-    assert np.array_equal(session.logits(), first)
+@pytest.mark.parametrize("pot_dtype", ["int8", "int4"])
+def test_a_saved_session_goes_on_bit_for_bit(build: Build, pot_dtype: str, tmp_path: Path) -> None:
+    goes_on_alike(build("llama", pot_dtype=pot_dtype, policy="infinipot")[0], tmp_path)
 
 
 def test_the_pot_is_as_small_as_the_manifest_says(build: Build) -> None:

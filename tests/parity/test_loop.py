@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from potexport.runtime.session import Session
 from tests.parity import tolerances
 from tests.parity.conftest import POT, RUNTIMES, Build
+from tests.parity.going_on import goes_on_alike
 from tests.reference import Reference
 
 # Where tokens may stand: as few as there can be, so that each compression moves all to the front;
@@ -103,6 +105,11 @@ def test_context_that_fits_equals_transformers(build: Build, family: str) -> Non
         assert difference(mine, logits[0]) <= tolerances.FITS, f"step {step}"
         session.accept(int(wanted.sequences[0, prompt.size + step]))
     assert not kept
+
+
+@every_family
+def test_a_saved_session_goes_on_bit_for_bit(build: Build, family: str, tmp_path: Path) -> None:
+    goes_on_alike(build(family, positions=POSITIONS[family])[0], tmp_path)
 
 
 @every_family

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from potexport import bundle
 from tests.parity.conftest import RUNTIMES
+from tests.parity.going_on import goes_on_alike
 from tests.parity.held import SPECS, Held, begin
 from tests.parity.test_loop import same, tokens
 
@@ -48,6 +50,10 @@ def test_layers_of_different_sizes(shaped: Held, name: str) -> None:
     same(eager, wanted, oracle, logits)
     assert [each.shape[1] for each in kept[-1]] == [23 + size - 48 for size in slots]
     assert set(oracle.resets) == {False, True}
+
+
+def test_a_saved_session_goes_on_bit_for_bit(shaped: Held, tmp_path: Path) -> None:
+    goes_on_alike(shaped.folder, tmp_path)
 
 
 @pytest.mark.parametrize("shaped", RUNTIMES[:1], indirect=True)  # no runtime takes part
