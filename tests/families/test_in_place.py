@@ -10,12 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from potexport import bundle
+from potexport.runtime.session import Session
 from tests.families.proof import Proof
 from tests.parity import tolerances
+from tests.parity.test_loop import tokens
 from tests.tiny import FULL
 
 HEADS = {"head_dim": 16}
@@ -52,3 +55,25 @@ def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
     assert Counter(node.op_type for node in nodes)["GroupQueryAttention"] == 2
     packed = [node.op_type == "GroupQueryAttention" and node.input[1] == "" for node in nodes]
     assert any(packed) == (fused == "packed")
+
+
+def test_saved_and_forked_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Over compressions with resets and without."""
+    sizes, _ = CASES["llama"]
+    proof = Proof.build("llama", tmp_path, layers=2, sizes=sizes)
+    first = Session.open(proof.bundle, threads=1)
+    first.feed(tokens(100))
+    first.save(tmp_path / "it.pot")
+    second = Session.open(proof.bundle, threads=1)
+    second.load(tmp_path / "it.pot")
+    fork = first.fork()
+    wanted = read_on(first)
+    assert read_on(second) == wanted
+    assert read_on(fork) == wanted
+
+
+def read_on(session: Session) -> tuple[list[int], bytes, int]:
+    session.feed(tokens(250))
+    generated = [token.id for token in session.generate(max_new_tokens=20)]
+    keys = session.backend.pot.keys[1][..., : session.backend.pot.fill]
+    return generated, np.ascontiguousarray(keys).tobytes(), session.stats.compressions
