@@ -51,6 +51,8 @@ TOLERANCES = {
     "fp16": Tolerance(0.0, 0.5, 0.5, 0.01),
     "a16w8": Tolerance(0.1, 3.0, 3.0, 0.05),
     "w4": Tolerance(0.5, 20.0, 20.0, 0.25),
+    "w8": Tolerance(0.5, 20.0, 20.0, 0.25),
+    "w4-w8": Tolerance(0.5, 20.0, 20.0, 0.25),
     # Pots of fp32 weights; past the pot the oracle has the same codes. Measured over 3 and 6
     # compressions: int8 0 of 16, 0.064, 0.004, 0; int4 1 of 32, 2.0, 0.3, 0.
     "int8": Tolerance(0.1, 0.5, 0.1, 0.01),
