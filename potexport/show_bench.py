@@ -37,6 +37,11 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def add_to(path: Path, key: str, found: object) -> None:
+    """Put what was measured besides into a file that `write` wrote."""
+    write(path, {**json.loads(path.read_text(encoding="utf-8")), key: found})
+
+
 def _table(title: str, parties: list[Party]) -> tuple[Table, Callable[[str, Cell], None]]:
     """A column for each party."""
     names = [f"{each.name}\n{each.version}\n{each.precision}" for each in parties]
@@ -123,7 +128,7 @@ def _notes(found: Figures) -> list[Text]:
         for reading in party.readings:
             if reading.stopped:
                 lines.append(f"{party.name} at {reading.tokens:,} tokens: {reading.stopped}.")
-    return [Text(line) for line in lines]
+    return [Text("\n".join(lines))]
 
 
 def _growth(party: Party) -> str:
@@ -143,4 +148,6 @@ def _percent(share: float | None) -> str:
 
 def _quartiles(spread: Spread | None, count: int) -> str:
     """Of a speed, from seconds."""
-    return f"{count / spread.high:,.1f} – {count / spread.low:,.1f}" if spread else ""
+    if spread is None or spread.count < 2:
+        return ""
+    return f"{count / spread.high:,.1f} – {count / spread.low:,.1f}"

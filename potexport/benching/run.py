@@ -146,7 +146,7 @@ def _peer(name: str, prepared: dict[int, Prepared], settings: Settings) -> Entry
         build=last.build_seconds,
         note=last.note,
     )
-    return Entry(party, make, settings.patience)
+    return Entry(party, make, settings.patience, last.copies)
 
 
 def _graphs(entries: list[Entry], settings: Settings, on_stage: Stage) -> None:

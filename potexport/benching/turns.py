@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from potexport.benching.figures import Party, Reading, Spread
 from potexport.benching.workers import Worker, WorkerError
+from potexport.benching.yardsticks import free_memory
 from potexport.errors import PotexportError
 from potexport.peers import Ids
 
@@ -20,16 +21,23 @@ SHORT = 2_000  # tokens: a prompt that is read anew in each turn; longer ones ar
 PIECE = 1_000  # tokens of one turn of a long one
 STEPS = 14  # of a turn of decoding
 LONGEST = 4.0  # seconds of such a turn
+ROOM = 0.8  # of the free memory, for all parties together
 
 
 @dataclass
 class Entry:
     """A party, and how its process is made for so many tokens in its cache. patience: seconds that
-    it may read; a bundle has no end of it, and may not fail."""
+    it may read; a bundle has no end of it, and may not fail. copies: of its cache, at a time."""
 
     party: Party
     open: Callable[[int], Worker]
     patience: float | None = None
+    copies: int = 1
+
+    def needs(self, tokens: int) -> int:
+        """About how many bytes of memory: weights, once more while they are packed, and cache."""
+        party = self.party
+        return 2 * party.size + party.pot + self.copies * party.cache * tokens
 
 
 @dataclass
@@ -69,6 +77,7 @@ class Turns:
         size = f"{self._ids.size:,} tokens"
         try:
             on_stage(f"{size}: open")
+            self._make_room()
             for _ in range(openings):
                 for player in self._players:
                     self._open(player)
@@ -82,12 +91,22 @@ class Turns:
         for player in self._players:
             self._note(player)
 
+    def _make_room(self) -> None:
+        """All are open at once; those whose cache would not fit stay out, the largest first."""
+        room = ROOM * free_memory()
+        for player in sorted(self._players, key=lambda each: each.entry.needs(self._ids.size)):
+            needs = player.entry.needs(self._ids.size)
+            if needs > room and player.entry.patience:
+                player.stop(f"it needs {needs / 1e9:.1f} GB, and {room / 1e9:.1f} GB are left")
+            else:
+                room -= needs
+
     def _open(self, player: _Player) -> None:
         player.close()
         entry = player.entry
-        before = entry.party.readings[-1] if entry.party.readings else None
         if player.reading.stopped:
             return
+        before = entry.party.readings[-1] if entry.party.readings else None
         if before and entry.patience and (why := _hopeless(before, self._ids.size, entry.patience)):
             return player.stop(why)
         try:

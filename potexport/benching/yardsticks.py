@@ -75,7 +75,7 @@ class Yardsticks:
 
 def both_arrays() -> int:
     """Bytes of both: well beyond the last-level cache, and at most a quarter of free memory."""
-    return min(max(CACHES * (last_level_cache() or 0), LEAST), _free() // 4)
+    return min(max(CACHES * (last_level_cache() or 0), LEAST), free_memory() // 4)
 
 
 def last_level_cache() -> int | None:
@@ -88,7 +88,7 @@ def last_level_cache() -> int | None:
     return max(found, default=None)
 
 
-def _free() -> int:
+def free_memory() -> int:
     """Bytes that a program may take now; a guess where the system does not say."""
     found = _lines("/proc/meminfo", "MemAvailable")
     return int(found.split()[0]) * 1024 if found else 4 * LEAST

@@ -52,9 +52,10 @@ class Prepared:
 
     path: of the file or folder that is opened. precision: of its weights, in words. weights: bytes
     of them that one generated token reads; size: of all, on disk. cache: bytes of its cache for
-    each token read. work: floating-point operations of the products with weights, for each token of
-    a prompt, the head's aside. build_seconds: of its own builder, when it ran; None where it needs
-    none. note: what was changed so that it could be measured.
+    each token read, `copies` of which are there at a time. work: floating-point operations of the
+    products with weights, for each token of a prompt, the head's aside. build_seconds: of its own
+    builder, when it ran; None where it needs none. note: what was changed so that it could be
+    measured.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Prepared:
     size: int
     cache: int
     work: int
+    copies: int = 1
     build_seconds: float | None = None
     note: str = ""
 

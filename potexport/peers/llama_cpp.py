@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,11 @@ class _Reader:
     def __init__(self, path: Path, threads: int, longest: int) -> None:
         from llama_cpp import Llama
 
-        self._model: Any = Llama(
-            str(path), n_ctx=longest, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
+        # It warns that the cache is longer than the texts it was trained with, and goes on.
+        with contextlib.redirect_stderr(io.StringIO()):
+            self._model: Any = Llama(
+                str(path), n_ctx=longest, n_threads=threads, n_threads_batch=threads, verbose=False
+            )
         if self._model.n_ctx() < longest:
             raise ValueError(f"llama.cpp holds {self._model.n_ctx()} tokens of {longest}")
         self._marked = 0

@@ -32,6 +32,7 @@ class Transformers:
             size=sum(file.stat().st_size for file in forms.checkpoint.glob("*.safetensors")),
             cache=forms.cache_bytes(FP32),
             work=products(sizes),
+            copies=2,  # it grows by being copied
         )
 
     def open(self, prepared: Prepared, *, threads: int, context: int) -> Reader:

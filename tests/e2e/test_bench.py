@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from potexport import peers
+from potexport.benching.plot import draw
 from tests.e2e.helpers import ROOT, Cli
 
 NOVEL = ROOT / "data" / "pride-and-prejudice.txt"
@@ -71,6 +74,55 @@ def test_only_a_bundle_compresses(measured: dict[str, Any]) -> None:
     assert ours["long"]["compressions"] >= 10
     assert ours["long"]["last_peak"] >= ours["long"]["first_peak"] > 0
     assert theirs["long"] is None
+
+
+def test_the_page_says_what_was_reached(measured: dict[str, Any], tmp_path: Path) -> None:
+    """By the figures of the file, what other programs added to it included."""
+    peer = {**measured["parties"][1], "name": "onnxruntime-genai-int4"}
+    reading = {**peer["readings"][1], "tokens": 1000}
+    ours = {**measured["parties"][0], "precision": "w4"}
+    mine = {**ours["readings"][1], "tokens": 1000, "peak": 10**9}
+    reading["decode"] = {**mine["decode"], "median": 1.7 * mine["decode"]["median"]}
+    document = {
+        **measured,
+        "parties": [{**ours, "readings": [mine]}, {**peer, "readings": [reading]}],
+        "perplexity": [
+            {"precision": "fp32", "perplexity": 20.0},
+            {"precision": "w4", "perplexity": 22.0},
+        ],
+        "builds": {"potexport w4": {"median": 5.0}, "onnxruntime-genai-int4": {"median": 6.0}},
+    }
+    source, page = tmp_path / "bench.json", tmp_path / "page.md"
+    source.write_text(json.dumps(document))
+    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
+    command = [sys.executable, str(ROOT / "tools" / "performance_page.py"), str(source), str(page)]
+    subprocess.run(command, check=True)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    table = {row[0]: row[1:] for row in rows if row}
+    decode = "decode against onnxruntime-genai-int4, 1,000 tokens read"
+    assert table[decode] == ["1.6 ×", "1.70 ×", "yes"]
+    assert table["perplexity of w4 against fp32, real prose"][1:] == [
+        "+10.0% (22.00, fp32 20.00)", "**no**",
+    ]  # fmt: skip
+    assert table["build of a bundle against onnxruntime-genai's"][1:] == [
+        "5.0 s, theirs 6.0 s", "yes",
+    ]  # fmt: skip
+    assert table["peak memory of a session"][1:] == ["1000 MB", "**no**"]
+    missing = table["decode against llama-cpp, 32,000 tokens read"]
+    assert missing == ["10 ×", "not measured: llama-cpp was not there", ""]
+
+
+def test_the_same_figures_are_the_same_drawing(measured: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
+    for name in ("a.svg", "b.svg"):
+        draw(measured, tmp_path / name)
+    drawn = (tmp_path / "a.svg").read_text()
+    assert drawn == (tmp_path / "b.svg").read_text()
+    assert "<dc:date>" not in drawn
 
 
 def test_a_table_shows_ratios_to_the_first(cli: Cli, bundle: Path) -> None:
