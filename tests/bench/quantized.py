@@ -23,6 +23,7 @@ from potexport import htp
 from potexport.recording import compare, record
 from potexport.runtime.backend import Array
 from potexport.runtime.session import Session
+from potexport.show_bench import add_to
 from potexport.targets import android_npu
 
 
@@ -99,14 +100,18 @@ def main() -> None:
     parser.add_argument("--emulator", action="store_true")
     parser.add_argument("--read", type=int, default=160, help="tokens on the emulator")
     parser.add_argument("--forced", type=int, default=8, help="tokens decoded on the emulator")
+    parser.add_argument("--into", type=Path, help="add it to the JSON of `potexport bench`")
     asked = parser.parse_args()
     text = asked.text.read_text()[asked.skip :]
-    first = None
+    first, all_found = None, []
     for bundle in asked.bundles:
         found = perplexity(bundle, text[: asked.tokens * 12], asked.tokens)
         first = first or found["perplexity"]
         found["against the first"] = f"{found['perplexity'] / first - 1:+.2%}"
         print(json.dumps(found), flush=True)
+        all_found.append(found)
+    if asked.into:
+        add_to(asked.into, "perplexity", all_found)
     for bundle in asked.bundles[1:] if asked.emulator else ():
         found = emulated(bundle, asked.bundles[0], text, asked.read, asked.forced)
         print(json.dumps(found), flush=True)

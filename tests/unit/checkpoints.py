@@ -162,6 +162,8 @@ def write_gguf(path: Path, facts: dict[str, Any], model: Any = None, **extra: An
     for key, value in facts.items():
         if value is not None:
             kind = gguf.GGUFValueType.get_type(value)
+            if key.endswith("_id"):  # llama.cpp insists
+                kind = gguf.GGUFValueType.UINT32
             writer.add_key_value(f"tokenizer.ggml.{key}", value, kind)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
