@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from potexport.calibrate import Ranges
     from potexport.graphs.model import PotModel
+    from potexport.spec import Layout
 
 Stage = Callable[[str], None]
 
@@ -55,7 +56,8 @@ def trace(
     decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
 ) -> dict[str, ir.Model]:
     """The graphs, in memory. Takes over `model`."""
-    from potexport import export, lower_onnx, quantize, quantize_blocks
+    from potexport import collector, quantize, quantize_blocks
+    from potexport.beside import compressing
     from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
 
@@ -65,23 +67,31 @@ def trace(
         core = PotModel(model, layout.facts, layout.pot)
         ranges = _ranges(decided, core, tokenizer, stage)
         squeezing = compressions(decided, core, tokenizer, folder, stage)
-        stage("trace")
-        whole = export.superset(core, layout, opset=opset)
-    lower_onnx.fold_weight_transposes(whole)
-    lower_onnx.simplify(whole)
-    models = {}
-    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
-    for name in specs:
-        stage(name)
-        if name in squeezing:
-            compress = export.compress(squeezing[name], specs[name], opset=opset)
-            models[name] = lower_onnx.cut(compress, specs[name])
-        else:
-            models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+        beside = compressing(squeezing, specs, opset=opset, layers=layout.facts.layers)
+        with collector.paused(), beside as compressed:
+            models = _model_graphs(core, layout, opset, stage)
+            stage("compress")
+            models |= compressed()
     if ranges is not None:
         quantize.a16w8(models, ranges)
     elif decided.precision == "w4":
         quantize_blocks.w4(models)
+    return models
+
+
+def _model_graphs(core: PotModel, layout: Layout, opset: int, stage: Stage) -> dict[str, ir.Model]:
+    from potexport import export, lower_onnx
+
+    stage("trace")
+    whole = export.superset(core, layout, opset=opset)
+    lower_onnx.fold_weight_transposes(whole)
+    lower_onnx.simplify(whole)
+    models = {}
+    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
+    for name, spec in layout.graphs().items():
+        if name in widths:
+            stage(name)
+            models[name] = lower_onnx.cut(whole, spec, width=widths[name])
     return models
 
 

@@ -35,7 +35,7 @@ def open_backend(
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
-    threads = threads or _cores()
+    threads = threads or cores()
     graphs = [name for name in manifest.graphs if not name.startswith("compress")]
     graphs += [name for name in policies if name not in graphs]
     if manifest.program is not None:
@@ -62,7 +62,7 @@ def open_backend(
     return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use; not all systems say."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
