@@ -20,7 +20,7 @@ from potexport.runtime.quiet import quietly
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before the model's own name of a module, in an adapter's file
@@ -49,6 +49,7 @@ def load_model(
     dtype: torch.dtype,
     attn_implementation: str,
     trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
     """`loader.load_model`, with these adapters merged in their order."""
     import torch
@@ -58,6 +59,7 @@ def load_model(
         source,
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
+        config=config,
     )
     model = load(dtype=dtype)
     if not adapters:

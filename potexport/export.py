@@ -6,22 +6,30 @@ fixes it. The compression graph is traced by itself. Nothing here touches the di
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import onnx_ir as ir
 import torch
+from onnxscript import opset18 as op
 from torch import nn
 
 from potexport.graphs.compress import Compress
-from potexport.graphs.model import PotModel, Superset
 from potexport.programs import Graph, example
 from potexport.runtime.quiet import quietly
 from potexport.spec import GraphSpec, Layout
+
+if TYPE_CHECKING:
+    from potexport.graphs.model import PotModel
 
 
 def superset(core: PotModel, layout: Layout, *, opset: int) -> ir.Model:
     """The model with every input and output of prefill, decode and observe; the width is
     symbolic."""
+    from potexport.graphs.model import Superset
+
     width = torch.export.Dim("width", min=1, max=1 << 20)
     tokens = layout.pot.chunk + 1  # any width but 1, which would be taken for a constant
     pot = [example(spec) for spec in layout.past()]
@@ -56,7 +64,7 @@ def compress(core: Compress, spec: GraphSpec, *, opset: int) -> ir.Model:
 
 
 def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: Any) -> ir.Model:
-    with torch.no_grad(), quietly():
+    with torch.no_grad(), quietly(), _without_stack_traces():
         program = torch.export.export(
             module,
             args,
@@ -71,6 +79,14 @@ def _translate(module: nn.Module, args: tuple[Any, ...], *, opset: int, dims: An
     return translated
 
 
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Each node has one otherwise, for which the tracer reads source files: a sixth of its time."""
+    with mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True):
+        yield
+
+
+END = (1 << 63) - 1  # of a slice that has none
 ASSERTIONS = (
     torch.ops.aten._assert_tensor_metadata.default,
     torch.ops.aten._assert_scalar.default,
@@ -79,14 +95,56 @@ ASSERTIONS = (
 
 def _to_onnx(program: torch.export.ExportedProgram, opset: int) -> Any:
     """Translate, first without decomposing: that traces everything anew, over half of the time."""
-    options: dict[str, Any] = {"dynamo": True, "opset_version": opset, "optimize": False}
+    options: dict[str, Any] = {
+        "dynamo": True,
+        "opset_version": opset,
+        "optimize": False,
+        "verbose": False,
+        "custom_translation_table": {torch.ops.aten.slice.Tensor: _slice},
+    }
     if _is_functional(program):
         program.run_decompositions = lambda *_args, **_kwargs: program
         try:
-            return torch.onnx.export(program, (), verbose=False, **options)
+            with _known_values(program.graph):
+                return torch.onnx.export(program, (), **options)
         except torch.onnx.errors.OnnxExporterError:
             del program.run_decompositions  # some operator is known only in parts: the long way
-    return torch.onnx.export(program, (), verbose=False, **options)
+    return torch.onnx.export(program, (), **options)
+
+
+@contextmanager
+def _known_values(graph: torch.fx.Graph) -> Iterator[None]:
+    """For its type promotions the exporter runs every node again, on tensors without storage. What
+    comes out the trace knows; only nodes that were changed are run."""
+    known = {
+        node: (node.target, node.args, node.kwargs, node.meta["val"])
+        for node in graph.nodes
+        if node.op == "call_function" and "val" in node.meta
+    }
+    run = torch.fx.Interpreter.run_node
+
+    def run_node(self: torch.fx.Interpreter, node: torch.fx.Node) -> Any:
+        *before, value = known.get(node, (None,))
+        same = before == [node.target, node.args, node.kwargs]
+        return value if same else run(self, node)
+
+    with mock.patch.object(torch.fx.Interpreter, "run_node", run_node):
+        yield
+
+
+def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """As the exporter writes it, with nothing left to fold where bounds are constant: its own
+    takes thirteen nodes."""
+
+    def constant(number: int) -> Any:
+        return op.Constant(value_ints=[number])
+
+    def bound(given: Any, otherwise: int) -> Any:
+        if given is None or isinstance(given, int):
+            return constant(otherwise if given is None else given)
+        return op.Reshape(given, constant(-1))
+
+    return op.Slice(x, bound(start, 0), bound(end, END), constant(dim), constant(step))
 
 
 def _is_functional(program: torch.export.ExportedProgram) -> bool:

@@ -54,17 +54,42 @@ def metadata(path: Path) -> dict[str, Any]:
     return _metadata(path, stat.st_mtime_ns, stat.st_size)
 
 
-@functools.lru_cache(maxsize=1)  # a vocabulary of 49k tokens takes 2.5 s to read, of 262k ten
+@functools.lru_cache(maxsize=1)
 def _reader(path: Path, modified: int, size: int) -> Any:
-    from gguf import GGUFReader
-
     try:
-        return GGUFReader(path)
+        return _quick_reader()(path)
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise PotexportError(
             f"{path.name} is cut short or damaged ({str(error).splitlines()[0]}); expected a whole"
             f" GGUF of version 2 or 3: download it again"
         ) from error
+
+
+@functools.cache
+def _quick_reader() -> type[Any]:
+    """gguf's reader makes five arrays of a mapped file for each length and each text; this one
+    makes one, of plain memory. A vocabulary of 49k tokens: 0.4 s in place of 1.7."""
+    import numpy as np
+    from gguf import GGUFReader
+
+    kind = functools.cache(lambda dtype, order: np.dtype(dtype).newbyteorder(order))
+
+    class Reader(GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._data = mapped.view(np.ndarray)
+
+        def _get(
+            self, offset: int, dtype: Any, count: Any = 1, override_order: str | None = None
+        ) -> Any:
+            wanted = kind(dtype, override_order or self.byte_order)
+            return self._data[offset : offset + wanted.itemsize * int(count)].view(wanted)
+
+    return Reader
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ a GGUF means (`gguf_source`), and never loads a pickle.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -125,14 +126,24 @@ def read_config(source: Source, *, trust_remote_code: bool = False) -> PreTraine
 
 
 def load_model(
-    source: Source, *, dtype: torch.dtype, attn_implementation: str, trust_remote_code: bool = False
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> PreTrainedModel:
-    """The model in eval mode, without gradients, dense, every weight present and finite."""
+    """The model in eval mode, without gradients, dense, every weight present and finite.
+
+    config: as `read_config` gave it, if it was read before.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GgufConfig
 
     auto: Any = AutoModelForCausalLM
-    config = read_config(source, trust_remote_code=trust_remote_code)
+    if config is None:
+        config = read_config(source, trust_remote_code=trust_remote_code)
+    config = copy.deepcopy(config)  # the model changes it
     wanted: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     bad: tuple[type[Exception], ...] = (OSError, RuntimeError, ImportError, SafetensorError)
     if source.kind == "gguf":

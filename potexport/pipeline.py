@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potexport import __version__, adapters, bundle, folders, loader
+from potexport import __version__, adapters, bundle, collector, folders, loader
 from potexport.bundle import Manifest
 from potexport.facts import end_tokens
 from potexport.plan import Options, Plan, plan, require_export_packages
@@ -35,7 +35,8 @@ def build(
     """
     folders.refuse_existing(output, force=force)
     stage("plan")
-    decided = plan(options)
+    with collector.paused():  # most of it is imports
+        decided = plan(options)
     with folders.new_folder(output, force=force) as folder:
         stage("weights")
         model, tokenizer = load(decided)
@@ -67,6 +68,7 @@ def load(decided: Plan) -> tuple[PreTrainedModel, Any]:
         dtype=getattr(torch, decided.traced.dtype),
         attn_implementation="eager",  # every model has it; ours takes its place
         trust_remote_code=decided.options.trust_remote_code,
+        config=decided.config,
     )
     return model, tokenizer
 

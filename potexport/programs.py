@@ -7,14 +7,17 @@ exporter is slow and cutting a graph is quick; here tracing is the smallest part
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from potexport.graphs.codes import KINDS, Codes, Stored
 from potexport.graphs.compress import Compress, Given
-from potexport.graphs.model import PotModel
 from potexport.spec import SCORES, GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from potexport.graphs.model import PotModel
 
 DTYPES = {
     "float32": torch.float32,

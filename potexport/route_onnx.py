@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from potexport.calibrate import Ranges
     from potexport.graphs.model import PotModel
+    from potexport.spec import Layout
 
 Stage = Callable[[str], None]
 
@@ -56,7 +57,8 @@ def trace(
     decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
 ) -> dict[str, ir.Model]:
     """The graphs, in memory. Takes over `model`."""
-    from potexport import export, fuse_onnx, lower_onnx, quantize, quantize_blocks, quantize_cpu
+    from potexport import collector, fuse_onnx, lower_onnx, quantize, quantize_blocks, quantize_cpu
+    from potexport.beside import compressing
     from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
 
@@ -66,30 +68,37 @@ def trace(
         core = PotModel(model, layout.facts, layout.pot)
         ranges = _ranges(decided, core, tokenizer, stage)
         squeezing = compressions(decided, core, tokenizer, folder, stage)
-        stage("trace")
-        whole = export.superset(core, layout, opset=opset)
-    lower_onnx.fold_weight_transposes(whole)
-    lower_onnx.simplify(whole)
-    models = {}
-    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
-    for name in specs:
-        if name in squeezing:
-            stage(name)
-            compress = export.compress(squeezing[name], specs[name], opset=opset)
-            models[name] = lower_onnx.cut(compress, specs[name])
-            if (choose := choosing(name)) in specs:
-                models[choose] = lower_onnx.cut(compress, specs[choose])
-        elif name in widths:
-            stage(name)
-            models[name] = lower_onnx.cut(whole, specs[name], width=widths[name])
+        beside = compressing(squeezing, specs, opset=opset, layers=layout.facts.layers)
+        with collector.paused(), beside as compressed:
+            models = _model_graphs(core, layout, opset, stage)
+            stage("compress")
+            models |= compressed()
     if layout.in_place:
         fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)
+        chosen = {choosing(name): models[name] for name in squeezing}
+        models |= {name: lower_onnx.cut(model, specs[name]) for name, model in chosen.items()}
     if ranges is not None:
         quantize.a16w8(models, ranges)
     elif decided.precision in quantize_cpu.BITS and decided.target.name == "cpu":
         quantize_cpu.n_bits(models, decided.precision)
     elif decided.precision == "w4":
         quantize_blocks.w4(models)
+    return models
+
+
+def _model_graphs(core: PotModel, layout: Layout, opset: int, stage: Stage) -> dict[str, ir.Model]:
+    from potexport import export, lower_onnx
+
+    stage("trace")
+    whole = export.superset(core, layout, opset=opset)
+    lower_onnx.fold_weight_transposes(whole)
+    lower_onnx.simplify(whole)
+    models = {}
+    widths = {"prefill": layout.pot.chunk, "decode": 1, "observe": layout.pot.catalyst_width}
+    for name, spec in layout.graphs().items():
+        if name in widths:
+            stage(name)
+            models[name] = lower_onnx.cut(whole, spec, width=widths[name])
     return models
 
 

@@ -36,7 +36,7 @@ def open_backend(
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
-    threads = threads or _cores()
+    threads = threads or cores()
     graphs = [name for name in manifest.graphs if name in MODEL_GRAPHS]
     wanted = [each for name in policies for each in (name, choosing(name))]
     graphs += [name for name in wanted if name in manifest.graphs and name not in graphs]
@@ -64,7 +64,7 @@ def open_backend(
     return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use; not all systems say."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1

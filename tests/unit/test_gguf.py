@@ -78,6 +78,19 @@ def test_load_model_from_a_gguf(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 2)
 
 
+def test_the_quick_reader_reads_what_the_packages_own_does(tmp_path: Path) -> None:
+    for facts in (byte_level_facts(), sentencepiece_facts()):
+        path = Path(write_gguf(tmp_path / "tiny.gguf", facts).location)
+        quick, own = gguf_source._quick_reader()(path), gguf.GGUFReader(path)
+        told = [{name: each.contents() for name, each in r.fields.items()} for r in (quick, own)]
+        assert told[0] == told[1]
+        assert [each.name for each in quick.tensors] == [each.name for each in own.tensors]
+        for mine, theirs in zip(quick.tensors, own.tensors, strict=True):
+            assert mine.tensor_type == theirs.tensor_type
+            assert np.array_equal(mine.data, theirs.data)
+        path.unlink()
+
+
 @pytest.mark.parametrize("read", [loader.read_config, load, loader.load_tokenizer])
 def test_a_gguf_cut_short_is_refused(tmp_path: Path, read: Callable[[Source], object]) -> None:
     source = write_gguf(tmp_path / "tiny.gguf", byte_level_facts())
