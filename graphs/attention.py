@@ -148,6 +148,32 @@ def pot_attention(
     check_window(module, sliding_window, layer, pot.geometry)
     check_heads(module, key, value, pot.keys[layer])
     query, key = (in_order(each, pot.orders[layer]) for each in (query, key))
+    out = _in_the_open(layer, query * scaling, key, value, softcap, s_aux)
+    if pot.queries is not None:
+        pot.queries[layer] = query * (scaling * query.shape[3] ** 0.5)
+    # Contiguous, as transformers' own are: some families view it in another shape.
+    out = out.reshape(query.shape).transpose(1, 2).contiguous()
+    if pot.in_place is None:
+        new_key = key.reshape(key.shape[1:]).transpose(1, 2)  # (Hkv, D, T)
+        pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
+        return out, None
+    held_rows, lengths = pot.in_place
+    fused, pot.new_keys[layer], pot.new_values[layer] = fused_attention(
+        query, key, value, held_rows[layer], lengths, scaling=scaling, softcap=softcap, s_aux=s_aux
+    )
+    return choose(out.reshape(fused.shape), fused).reshape(out.shape), None
+
+
+def _in_the_open(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> Tensor:
+    """(Hkv, g*T, D), and the mass where it is wanted. query: scaled."""
+    pot = _PASS.get()
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
     if past_key.dtype != query.dtype:  # a pot in fewer bytes
@@ -155,10 +181,8 @@ def pot_attention(
     kv_heads, _, floats = past_key.shape
     new_key = key.reshape(kv_heads, width, size).transpose(1, 2)  # (Hkv, D, T)
     new_value = value.reshape(kv_heads, width, size)
-    if pot.queries is not None:
-        pot.queries[layer] = query * (scaling * size**0.5)
     # The heads of a group are more rows of one product.
-    rows = (query * scaling).reshape(kv_heads, query_heads // kv_heads * width, size)
+    rows = query.reshape(kv_heads, query_heads // kv_heads * width, size)
     codes = pot.codes
     coded = [codes.scores(layer, rows)] if codes else []
     scores = torch.cat([rows @ past_key, *coded, rows @ new_key], dim=-1)  # (Hkv, g*T, M+T)
@@ -172,16 +196,7 @@ def pot_attention(
     out = weights[..., :floats] @ past_value + weights[..., slots:] @ new_value  # (Hkv, g*T, D)
     if codes:
         out = out + codes.values(layer, weights[..., floats:slots])
-    # Contiguous, as transformers' own are: some families view it in another shape.
-    out = out.reshape(1, query_heads, width, size).transpose(1, 2).contiguous()
-    if pot.in_place is None:
-        pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
-        return out, None
-    held_rows, lengths = pot.in_place
-    fused, pot.new_keys[layer], pot.new_values[layer] = fused_attention(
-        query, key, value, held_rows[layer], lengths, scaling=scaling, softcap=softcap, s_aux=s_aux
-    )
-    return choose(out.reshape(1, width, -1), fused).reshape(out.shape), None
+    return out
 
 
 def _shares(scores: Tensor, mask: Tensor, softcap: float | None, s_aux: Tensor | None) -> Tensor:

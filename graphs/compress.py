@@ -125,7 +125,7 @@ class Compress(nn.Module):
         """Kept slots, of each chosen layer (Hkv, K) int32; scored and selected for all of them at
         once, if they have as many slots."""
         heads = given.keys[0].shape[1]
-        looks = [self.policy.look(self._of_layer(n, given)) for n in range(len(self.chosen))]
+        looks = [self._look(n, given) for n in range(len(self.chosen))]
         if self.geometry.shaped:
             return [
                 self._choose(replace(self._scores(n, given), seen=seen), heads)
@@ -138,13 +138,21 @@ class Compress(nn.Module):
         # Slices, not split, which would be exported as a sequence.
         return [chosen[n * heads : (n + 1) * heads] for n in range(len(self.chosen))]
 
-    def _candidates(self, number: int, given: Given) -> Candidates:
-        """What is known of a chosen layer without looking into its pot."""
+    def _look(self, number: int, given: Given) -> tuple[Tensor, ...]:
+        """What the policy sees in a layer, (Hkv, M) each. Rows behind the slots of a pot that is
+        written in place are looked at too: to cut them off before would copy all others."""
+        slots = self.geometry.slots_of(self.chosen[number])
+        seen = self.policy.look(self._of_layer(number, given))
+        return tuple(each[:, :slots] for each in seen) if self.in_place else seen
+
+    def _candidates(self, number: int, given: Given, spare: int = 0) -> Candidates:
+        """What is known of a chosen layer without looking into its pot. spare: rows behind its
+        slots."""
         shape, heads, layer = self.geometry, given.keys[0].shape[1], self.chosen[number]
         each = slice(0, 1) if shape.uniform else slice(layer, layer + 1)
         fill, keep = given.past_seq_len[each], given.keep[each]
         slot, forced, free_to_go = masks(
-            shape.slots_of(layer), fill, sink=shape.sink, recent=shape.recent
+            shape.slots_of(layer) + spare, fill, sink=shape.sink, recent=shape.recent
         )
         most = shape.keep_max_of(layer)
         return Candidates(slot, fill, keep, most, forced, free_to_go, heads, (layer,))
@@ -157,25 +165,26 @@ class Compress(nn.Module):
         needs, layer = self.policy.needs, self.chosen[number]
         known: dict[str, Any] = {}
         if "keys" in needs:
-            known["keys"] = self._columns(_bare(given.keys[number]))
+            keys = _bare(given.keys[number])
+            known["keys"] = keys.transpose(1, 2) if self.in_place else keys
         if "values" in needs:
-            known["values"] = _bare(given.values[number])[:, : self.geometry.slots_of(layer)]
+            known["values"] = _bare(given.values[number])
         if self.query_mean is not None and self.query_covariance is not None:
             known |= {
                 "query_mean": self.query_mean[layer],
                 "query_cov": self.query_covariance[layer],
             }
             known["position"] = given.position
+        positions, spare = given.positions[number], self.geometry.chunk if self.in_place else 0
+        if spare:
+            none = torch.zeros(positions.shape[0], spare, dtype=positions.dtype)
+            positions = torch.cat([positions, none], dim=1)
         return replace(
-            self._candidates(number, given),
-            positions=given.positions[number],
+            self._candidates(number, given, spare),
+            positions=positions,
             turn=self.turns.of(layer),
             **known,
         )
-
-    def _columns(self, key: Tensor) -> Tensor:
-        """A layer's keys, (Hkv, D, M)."""
-        return key[:, : self.geometry.slots].transpose(1, 2) if self.in_place else key
 
     def _choose(self, candidates: Candidates, rows: int) -> Tensor:
         """(rows, K) int32; a policy may answer once for all rows."""
