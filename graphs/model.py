@@ -99,27 +99,21 @@ class PotModel(nn.Module):
         """
         width = input_ids.shape[1]
         position_ids = (position + torch.arange(width, dtype=torch.int32))[None]
-        kv_heads = self.facts.kv_heads
-        group = self.facts.query_heads // kv_heads
-        row_weights = (
-            None
-            if query_weights is None
-            else attention.row_weights(query_weights, kv_heads=kv_heads, group=group)
-        )
+        spare = self.geometry.chunk if in_place else 0
         step = attention.Pass(
             # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
             [_columns(key, in_place) for key in keys],
             [value.reshape(value.shape[1:]) for value in values],
-            self._masks(past_seq_len, width, group, codes, spare=self.geometry.chunk * in_place),
+            self._masks(past_seq_len, width, codes, spare=spare),
             self._orders,
             self.geometry,
             codes,
-            row_weights,
+            self._row_weights(query_weights),
             queries={} if want_queries else None,
-            in_place=(list(zip(keys, values, strict=True)), Lengths.of(past_seq_len, width))
-            if in_place
-            else None,
         )
+        if in_place:
+            lengths = Lengths.of(past_seq_len, width)
+            step.in_place = list(zip(keys, values, strict=True)), lengths
         # The whole causal model, not its decoder and head: some scale or cap logits in between.
         with attention.over(step):
             logits = self.model(
@@ -141,6 +135,17 @@ class PotModel(nn.Module):
             queries=[step.queries[layer] for layer in layers] if step.queries else [],
         )
 
+    @property
+    def _group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.facts.query_heads // self.facts.kv_heads
+
+    def _row_weights(self, query_weights: Tensor | None) -> Tensor | None:
+        if query_weights is None:
+            return None
+        heads, group = self.facts.kv_heads, self._group
+        return attention.row_weights(query_weights, kv_heads=heads, group=group)
+
     def _all_called(self, step: attention.Pass) -> None:
         called, layers = len(step.new_keys), self.facts.layers
         if called != layers:
@@ -151,7 +156,7 @@ class PotModel(nn.Module):
             )
 
     def _masks(
-        self, past_seq_len: Tensor, width: int, group: int, codes: Codes | None, spare: int
+        self, past_seq_len: Tensor, width: int, codes: Codes | None, spare: int
     ) -> list[Tensor]:
         """One for each layer; the same one where layers have as many slots and the same window.
         spare: rows of the pot behind its slots."""
@@ -165,7 +170,7 @@ class PotModel(nn.Module):
                     past_seq_len if pot.uniform else past_seq_len[layer : layer + 1],
                     slots=slots,
                     width=width,
-                    group=group,
+                    group=self._group,
                     dtype=self.model.dtype,
                     order=order,
                     window=window,
