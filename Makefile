@@ -139,7 +139,7 @@ $(EXECUTORCH).w4.bundle/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(@D) --runtime executorch --precision w4 --force
 
 $(W4)/potexport.json: $(MODEL) | $(VENV)/ready
-	$(BIN)/potexport build $(MODEL) --output $(@D) --target cpu --precision w4 --force
+	$(BIN)/potexport build $(MODEL) --output $(@D) --target cpu --precision w4-w8 --chunk 128 --force
 
 $(QUALITY).bundle/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(@D) --pot 512 --keep 256 --calibration $(NOVEL) --force \
