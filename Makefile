@@ -14,6 +14,8 @@ GEMMA_BUNDLE := $(CACHE)/gemma-3-270m.bundle
 NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
 W4 := $(CACHE)/smollm2-135m-instruct.w4.bundle
 EXECUTORCH := $(CACHE)/smollm2-135m-instruct.executorch
+# What scores novelty tells perplexity, too.
+NOVELTY := $(CACHE)/smollm2-135m-instruct.infinipot
 # Of `make bench`; and how many tokens its longest reading has.
 FIGURES := $(CACHE)/bench.json
 READ ?= 100000
@@ -68,10 +70,10 @@ docs: $(VENV)/ready  ## the pages that are generated
 verify-executorch: $(EXECUTORCH).bundle/potexport.json  ## parity of SmolLM2 on ExecuTorch
 	$(BIN)/potexport verify $(EXECUTORCH).bundle --model $(MODEL) --text $(NOVEL)
 
-bench: $(BUNDLE)/potexport.json $(W4)/potexport.json $(VENV)/bench  ## beside other programs: speed, memory, flatness, and docs/performance.md; READ=1000000 reads longer
+bench: $(BUNDLE)/potexport.json $(W4)/potexport.json $(NOVELTY).w4.bundle/potexport.json $(NOVELTY).w4-w8.bundle/potexport.json $(VENV)/bench  ## beside other programs: speed, memory, flatness, and docs/performance.md; READ=1000000 reads longer
 	$(BIN)/potexport bench $(W4) $(BUNDLE) --against all --model $(MODEL) --cache $(CACHE)/peers \
 	  --read $(READ) --text $(NOVEL) --output $(FIGURES) --plot docs/images/performance.svg
-	$(BIN)/python tests/bench/quantized.py $(NOVEL) $(BUNDLE) $(W4) --into $(FIGURES)
+	$(BIN)/python tests/bench/quantized.py $(NOVEL) $(BUNDLE) $(NOVELTY).w4.bundle $(NOVELTY).w4-w8.bundle --into $(FIGURES)
 	$(BIN)/python tests/bench/builds.py $(MODEL) $(FIGURES) --cache $(CACHE)/peers
 	$(BIN)/python tools/performance_page.py $(FIGURES) docs/performance.md
 
@@ -140,6 +142,9 @@ $(EXECUTORCH).w4.bundle/potexport.json: $(MODEL) | $(VENV)/ready
 
 $(W4)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(@D) --target cpu --precision w4-w8 --chunk 128 --force
+
+$(NOVELTY).%.bundle/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(@D) --target cpu --policy infinipot --precision $* --force
 
 $(QUALITY).bundle/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(@D) --pot 512 --keep 256 --calibration $(NOVEL) --force \

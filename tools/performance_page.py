@@ -39,7 +39,7 @@ class Run:
         self.document = document
         self.parties: list[Json] = document["parties"]
         bundles = [each for each in self.parties if each["kind"] == "bundle"]
-        self.w4 = next((each for each in bundles if each["precision"] == "w4"), bundles[0])
+        self.w4 = next((each for each in bundles if each["precision"].startswith("w4")), bundles[0])
         self.peers = {each["name"]: each for each in self.parties if each["kind"] == "peer"}
 
     def tokens(self) -> list[int]:
@@ -107,7 +107,7 @@ def _memory(run: Run) -> Iterator[Goal]:
 def _beside(run: Run) -> Iterator[Goal]:
     """What other programs of `make bench` put into the file."""
     rows = run.document.get("perplexity", [])
-    mine = next((row for row in rows if row["precision"] == "w4"), None)
+    mine = next((row for row in rows if row["precision"].startswith("w4")), None)
     if mine:
         more = mine["perplexity"] / rows[0]["perplexity"] - 1
         shown = f"{more:+.1%} ({mine['perplexity']:.2f}, fp32 {rows[0]['perplexity']:.2f})"

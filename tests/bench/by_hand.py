@@ -32,7 +32,8 @@ def in_turns(actions: list[Callable[[], Any]], *, rounds: int, each: int) -> lis
 def by_hand(folder: Path, graph: str, fill: int) -> Callable[[], Any]:
     """One step of the best loop one would write over the same graph.
 
-    A plain session, everything bound once to arrays, and the new rows copied into the pot.
+    A plain session, everything bound once to arrays, and the new rows copied into the pot, or
+    written into it by the graph.
     """
     import onnxruntime as ort
 
@@ -41,15 +42,19 @@ def by_hand(folder: Path, graph: str, fill: int) -> Callable[[], Any]:
     session = ort.InferenceSession(folder / f"{graph}.onnx", options, ["CPUExecutionProvider"])
     binding = session.io_binding()
     types = {"tensor(int32)": np.int32, "tensor(float16)": np.float16}
-    arrays, values = {}, []
+    arrays, values = {}, {}
     for tensors, bind in (
         (session.get_inputs(), binding.bind_ortvalue_input),
         (session.get_outputs(), binding.bind_ortvalue_output),
     ):
         for tensor in tensors:
+            past = tensor.name.replace("present", "past_key_values")
+            if past in arrays and list(arrays[past].shape) == tensor.shape:
+                bind(tensor.name, values[past])
+                continue
             arrays[tensor.name] = array = np.zeros(tensor.shape, types.get(tensor.type, np.float32))
-            values.append(ort.OrtValue.ortvalue_from_numpy(array))
-            bind(tensor.name, values[-1])
+            values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(array)
+            bind(tensor.name, values[tensor.name])
     arrays["past_seq_len"][0] = fill
     rows = [
         (arrays[n.replace("present", "past_key_values")], arrays[n])

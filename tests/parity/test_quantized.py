@@ -160,7 +160,9 @@ def test_a_text_is_read_with_other_weights_than_it_is_generated_with(
         for name in ("prefill", "observe", "decode")
     }
     layers = 3
-    assert products["prefill"]["DynamicQuantizeMatMul"] == layers * 4 + 1  # qkv, o, gate, up; the head
+    assert (
+        products["prefill"]["DynamicQuantizeMatMul"] == layers * 4 + 1
+    )  # qkv, o, gate, up; the head
     assert products["prefill"]["MatMulNBits"] == layers  # down
     assert products["decode"]["DynamicQuantizeMatMul"] == 0
 
