@@ -6,8 +6,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
-from potexport import peers
+from potexport import bundle, peers
 from potexport.benching.forms import Forms
 from potexport.benching.ours import Ours
 from potexport.geometry import ModelFacts
@@ -84,7 +85,10 @@ class HeldBundle(Held):
     """A bundle, and what only a bundle has."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        importlib.import_module("potexport.runtime.session")
+        runtime = bundle.read(folder).runtime
+        backend: Any = importlib.import_module(f"potexport.runtime.{runtime}_backend")
+        if runtime == "executorch":
+            backend.binding()  # imports torch
         super().__init__(lambda: Ours(folder, threads))
 
     @property
