@@ -109,11 +109,12 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 # What our bundles are measured against. llama-cpp-python is compiled here, which takes minutes and
 # a C++ compiler; without it, it is left out. gcc 12 drops most of the tile configuration of AMX (its
-# _tile_loadconfig names 8 of the 64 bytes that are read) unless its optimizer is held back.
+# _tile_loadconfig names 8 of the 64 bytes that are read) unless its optimizer is held back; pip's
+# cache does not know which flags a wheel was made with.
 $(VENV)/bench: $(VENV)/ready
 	$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	CMAKE_ARGS="-DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse -fno-tree-sra'" \
-	  $(PIP) install --constraint constraints.txt llama-cpp-python || \
+	  $(PIP) install --no-cache-dir --constraint constraints.txt llama-cpp-python || \
 	  echo "llama-cpp-python was not installed, and is left out of the figures"
 	@touch $@
 

@@ -16,7 +16,7 @@ from potexport.errors import PotexportError
 # The first for bundles. Told apart without colour, too (Okabe and Ito's).
 COLOURS = ("#0072b2", "#009e73", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7", "#7f7f7f")
 MARKS = "osDv^<>"
-SETTINGS = {"svg.hashsalt": "potexport", "svg.fonttype": "path", "font.size": 9.0}
+SETTINGS: Any = {"svg.hashsalt": "potexport", "svg.fonttype": "path", "font.size": 9.0}
 SIZE = (9.2, 3.9)  # inches
 
 Series = list[tuple[float, float]]

@@ -51,9 +51,10 @@ def main() -> None:
     asked = parser.parse_args()
     forms = Forms(asked.model, asked.cache, model_facts(read_config(resolve(asked.model))))
     checkpoint = forms.checkpoint
+    # That of the first bundle that was measured.
+    precision = json.loads(asked.figures.read_text())["parties"][0]["precision"]
     builders: dict[str, Callable[[Path], float]] = {
-        "potexport fp32": lambda folder: ours(checkpoint, folder, "fp32"),
-        "potexport w4": lambda folder: ours(checkpoint, folder, "w4"),
+        "potexport": lambda folder: ours(checkpoint, folder, precision)
     }
     if peers.version(PEER):
         builders[PEER] = lambda folder: theirs(forms, folder)

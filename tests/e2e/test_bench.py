@@ -88,9 +88,9 @@ def test_the_page_says_what_was_reached(measured: dict[str, Any], tmp_path: Path
         "parties": [{**ours, "readings": [mine]}, {**peer, "readings": [reading]}],
         "perplexity": [
             {"precision": "fp32", "perplexity": 20.0},
-            {"precision": "w4", "perplexity": 22.0},
+            {"precision": "w4-w8", "perplexity": 22.0},
         ],
-        "builds": {"potexport w4": {"median": 5.0}, "onnxruntime-genai-int4": {"median": 6.0}},
+        "builds": {"potexport": {"median": 5.0}, "onnxruntime-genai-int4": {"median": 6.0}},
     }
     source, page = tmp_path / "bench.json", tmp_path / "page.md"
     source.write_text(json.dumps(document))
