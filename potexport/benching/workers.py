@@ -96,6 +96,11 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    with suppress(BrokenPipeError):  # the other side ended before it was answered
+        _answer(pipe, make, arguments)
+
+
+def _answer(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Answer until the other side closes the pipe."""
     held: Any = None
     question: tuple[str, tuple[Any, ...]] | None = None
