@@ -77,14 +77,21 @@ def _record(session: Session) -> Recording:
     return record(session, ids[:READ], forced=ids[READ:])
 
 
-def build(folder: Path, family: str, precision: str, policy: str, **sizes: Any) -> None:
-    """A tiny model in folder/model, calibrated on folder/text.txt, and folder/bundle of it."""
+def build(
+    folder: Path, family: str, precision: str, policy: str, *, soc: str | None = None, **sizes: Any
+) -> None:
+    """A tiny model in folder/model, calibrated on folder/text.txt, and folder/bundle of it.
+
+    soc: for this chip's NPU, in place of a CPU.
+    """
     (folder / "text.txt").write_text(tiny.TEXT * 3)
     tiny.save(folder / "model", family, **sizes)
     asked = pipeline.Options(
         model=str(folder / "model"),
         policy=policy,
         precision=precision,
+        target="android-npu" if soc else "cpu",
+        soc=(soc,) if soc else (),
         calibration=folder / "text.txt",
         **POT,
     )
