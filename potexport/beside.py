@@ -63,7 +63,8 @@ def _started(place: Path) -> subprocess.Popen[bytes]:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     nothing = subprocess.DEVNULL
-    command = [sys.executable, "-m", "potexport.beside", str(place)]
+    # -P: whatever package of our name lies where the command was given is not ours.
+    command = [sys.executable, "-P", "-m", "potexport.beside", str(place)]
     return subprocess.Popen(command, env=environment, stdin=nothing, stdout=nothing, stderr=nothing)
 
 

@@ -120,6 +120,9 @@ def test_a_process_beside_makes_the_same_graphs(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = case.order(tmp_path)
+    (tmp_path / "potexport").mkdir()  # where the command is given, and not ours
+    (tmp_path / "potexport" / "__init__.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
     process = beside._started(tmp_path)
     assert process.wait() == 0
     monkeypatch.setattr(beside, "make", None)  # nothing is left to be made here
