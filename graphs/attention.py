@@ -148,13 +148,13 @@ def pot_attention(
     check_window(module, sliding_window, layer, pot.geometry)
     check_heads(module, key, value, pot.keys[layer])
     query, key = (in_order(each, pot.orders[layer]) for each in (query, key))
-    out = _in_the_open(layer, query * scaling, key, value, softcap, s_aux)
+    new_key = key.reshape(key.shape[1:]).transpose(1, 2)  # (Hkv, D, T)
+    out = _in_the_open(layer, query * scaling, new_key, value, softcap, s_aux)
     if pot.queries is not None:
         pot.queries[layer] = query * (scaling * query.shape[3] ** 0.5)
     # Contiguous, as transformers' own are: some families view it in another shape.
     out = out.reshape(query.shape).transpose(1, 2).contiguous()
     if pot.in_place is None:
-        new_key = key.reshape(key.shape[1:]).transpose(1, 2)  # (Hkv, D, T)
         pot.new_keys[layer], pot.new_values[layer] = new_key[None], value
         return out, None
     held_rows, lengths = pot.in_place
@@ -167,19 +167,18 @@ def pot_attention(
 def _in_the_open(
     layer: int,
     query: Tensor,
-    key: Tensor,
+    new_key: Tensor,
     value: Tensor,
     softcap: float | None,
     s_aux: Tensor | None,
 ) -> Tensor:
-    """(Hkv, g*T, D), and the mass where it is wanted. query: scaled."""
+    """(Hkv, g*T, D), and the mass where it is wanted. query: scaled; new_key: (Hkv, D, T)."""
     pot = _PASS.get()
     _, query_heads, width, size = query.shape
     past_key, past_value = pot.keys[layer], pot.values[layer]
     if past_key.dtype != query.dtype:  # a pot in fewer bytes
         past_key, past_value = past_key.to(query.dtype), past_value.to(query.dtype)
     kv_heads, _, floats = past_key.shape
-    new_key = key.reshape(kv_heads, width, size).transpose(1, 2)  # (Hkv, D, T)
     new_value = value.reshape(kv_heads, width, size)
     # The heads of a group are more rows of one product.
     rows = query.reshape(kv_heads, query_heads // kv_heads * width, size)

@@ -175,7 +175,7 @@ class Compress(nn.Module):
                 "query_cov": self.query_covariance[layer],
             }
             known["position"] = given.position
-        positions, spare = given.positions[number], self.geometry.chunk if self.in_place else 0
+        positions, spare = given.positions[number], self.geometry.spare if self.in_place else 0
         if spare:
             none = torch.zeros(positions.shape[0], spare, dtype=positions.dtype)
             positions = torch.cat([positions, none], dim=1)

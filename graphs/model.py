@@ -99,7 +99,7 @@ class PotModel(nn.Module):
         """
         width = input_ids.shape[1]
         position_ids = (position + torch.arange(width, dtype=torch.int32))[None]
-        spare = self.geometry.chunk if in_place else 0
+        spare = self.geometry.spare if in_place else 0
         step = attention.Pass(
             # Products of three dimensions: of four, ExecuTorch copies both sides to broadcast them.
             [_columns(key, in_place) for key in keys],

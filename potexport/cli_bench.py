@@ -62,6 +62,7 @@ def bench(
     from potexport import peers, progress, show_bench
     from potexport.benching import run
     from potexport.benching.plot import draw, require
+    from potexport.runtime.provider import cores
     from potexport.runtime.reading import Document
 
     if plot:
@@ -74,7 +75,7 @@ def bench(
         contexts=context or (QUICK if quick else run.CONTEXTS),
         read=read,
         text="" if text is None else "".join(Document.open(text).blocks()),
-        threads=threads or _cores(),
+        threads=threads or cores(),
         rounds=rounds,
         patience=patience,
     )
@@ -91,8 +92,3 @@ def bench(
 def _cache() -> Path:
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "potexport"
-
-
-def _cores() -> int:
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1

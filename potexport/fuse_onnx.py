@@ -12,9 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from potexport.surgery import Weights, constant, replace, typed
+from potexport.surgery import CONTRIB, Weights, constant, is_weight, replace, typed
 
-CONTRIB = "com.microsoft"
 SWAP = [0, 2, 1, 3]  # heads and tokens
 
 
@@ -104,16 +103,10 @@ def _skip(graph: ir.Graph, norm: ir.Node) -> None:
     if x is None or weight is None or sum_ is None or x.is_graph_output():
         return
     a, b = sum_.inputs
-    if (
-        a is None
-        or b is None
-        or a.shape != b.shape
-        or a.shape != x.shape
-        or len(a.shape or ()) != 3
-    ):
+    if a is None or b is None or a.shape != x.shape or b.shape != x.shape:
         return
-    if any(each.producer() is None for each in (a, b)):  # constants are no residual stream
-        return
+    if len(x.shape or ()) != 3 or not (a.producer() and b.producer()):
+        return  # a constant is no residual stream
     node = ir.node(
         "SkipSimplifiedLayerNormalization",
         [a, b, weight],
@@ -137,19 +130,13 @@ def _rotation(graph: ir.Graph, attention: ir.Node, weights: Weights) -> None:
         return
     (query, cos, sin, rows), (key, *_) = found[0], found[1]
     tables = [_half(graph, table, weights) for table in (cos, sin)]
-    if rows.shape is None or None in tables:
+    if rows.shape is None or rows.dtype != ir.DataType.INT64 or None in tables:
         return
     width = rows.shape.numpy()[0]
-    if rows.dtype == ir.DataType.INT64:
-        before: list[ir.Node] = []
-    else:
-        before = [ir.node("Cast", [rows], attributes={"to": ir.DataType.INT64})]
-    source = before[0].outputs[0] if before else rows
     shape = constant(graph, "one.row", np.array([1, width]))
-    positions = ir.node("Reshape", [source, shape])
-    positions.outputs[0].shape = ir.Shape([1, width])
-    positions.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    graph.insert_before(attention, [*before, positions])
+    positions = ir.node("Reshape", [rows, shape])
+    positions.outputs[0].shape, positions.outputs[0].type = ir.Shape([1, width]), rows.type
+    graph.insert_before(attention, positions)
     attention.resize_inputs(max(10, len(attention.inputs)))
     for index, value in ((0, query), (1, key), (7, tables[0]), (8, tables[1])):
         attention.replace_input_with(index, value)
@@ -311,15 +298,10 @@ def _product(value: ir.Value | None) -> Product | None:
         bias = next((each for each in sum_.inputs if each and each.is_initializer()), None)
         value = _other(sum_, bias) if bias is not None else value
     node = _made_by(value, "MatMul")
-    if node is None or not all(node.inputs):
+    if node is None:
         return None
     x, weight = node.inputs
-    if (
-        weight is None
-        or x is None
-        or not weight.is_initializer()
-        or ".weight" not in str(weight.name)
-    ):
+    if x is None or weight is None or not is_weight(weight):
         return None
     return x, weight, bias
 

@@ -72,6 +72,11 @@ class PotGeometry:
         """Whether one number says how full all layers are."""
         return not (self.layer_slots or self.windows)
 
+    @property
+    def spare(self) -> int:
+        """Rows behind the slots of a pot that graphs write in place: they write padding too."""
+        return self.chunk
+
     def window_of(self, layer: int) -> int:
         return self.windows[layer] if self.windows else 0
 

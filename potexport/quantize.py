@@ -31,7 +31,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from potexport.spec import MODEL_GRAPHS
-from potexport.surgery import Report, Weights, initializer, products, take_output, typed
+from potexport.surgery import Weights, initializer, products, take_output, typed
 
 if TYPE_CHECKING:
     from potexport.calibrate import Product, Ranges
@@ -59,19 +59,16 @@ class Scale:
         return cls(name, float(np.float32(2 * HEADROOM * max(largest, 1e-6) / (CODES - 1))))
 
 
-def a16w8(models: Mapping[str, ir.Model], ranges: Ranges) -> Report:
+def a16w8(models: Mapping[str, ir.Model], ranges: Ranges) -> None:
     """Quantize the float32 graphs of a bundle in place."""
-    report, weights = Report(), Weights()
+    weights = Weights()
     scales = pot_scales(ranges)
     for name, model in models.items():
         graph = model.graph
         if name in MODEL_GRAPHS:
             for node, weight in list(products(graph)):
                 seen = ranges.products[_checkpoint_name(weight)]
-                if coarse(seen):
-                    report.kept_float.add(str(weight.name))
-                else:
-                    report.quantized.add(str(weight.name))
+                if not coarse(seen):
                     _quantize_product(graph, node, weight, seen, weights)
             _halve_floats(graph, weights)
         _bound_constants(graph)
@@ -80,7 +77,6 @@ def a16w8(models: Mapping[str, ir.Model], ranges: Ranges) -> Report:
         _pot_outputs(graph, scales)
         passes.RemoveUnusedNodesPass()(model)
         passes.TopologicalSortPass()(model)
-    return report
 
 
 def pot_scales(ranges: Ranges) -> dict[str, Scale]:

@@ -14,33 +14,25 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from potexport.n_bit import BLOCK
 from potexport.spec import MODEL_GRAPHS
-from potexport.surgery import Report, Weights, products, take_output, typed
-
-BLOCK = 32
+from potexport.surgery import CONTRIB, Weights, products_in_blocks, take_output, typed
 
 
-def w4(models: Mapping[str, ir.Model]) -> Report:
+def w4(models: Mapping[str, ir.Model]) -> None:
     """Give the model graphs' matrix products 4-bit weights, in blocks with a scale each, in place.
 
     A head that shares the embedding gets codes of its own, of 8 bits: with 4 it costs
     SmolLM2 an eighth of perplexity more. The embedding stays float, for rows are looked up in it.
     """
-    report, weights = Report(), Weights()
+    weights = Weights()
     for name, model in models.items():
         if name not in MODEL_GRAPHS:
             continue
-        for node, weight in list(products(model.graph)):
-            assert weight.shape is not None
-            depth = weight.shape.numpy()[1 if node.op_type == "Gemm" else 0]
-            if depth % BLOCK:  # the HTP takes whole blocks only
-                report.kept_float.add(str(weight.name))
-            else:
-                report.quantized.add(str(weight.name))
-                _as_blocks(model.graph, node, weight, weights)
-        model.opset_imports["com.microsoft"] = 1
+        for node, weight in products_in_blocks(model.graph, BLOCK):  # the HTP takes no others
+            _as_blocks(model.graph, node, weight, weights)
+        model.opset_imports[CONTRIB] = 1
         passes.RemoveUnusedNodesPass()(model)
-    return report
 
 
 def _as_blocks(graph: ir.Graph, node: ir.Node, weight: ir.Value, weights: Weights) -> None:
@@ -60,7 +52,7 @@ def _as_blocks(graph: ir.Graph, node: ir.Node, weight: ir.Value, weights: Weight
         "MatMulNBits",
         [x, weights.value(graph, codes), weights.value(graph, scales)],
         attributes={"K": rows * BLOCK, "N": columns, "bits": bits, "block_size": BLOCK},
-        domain="com.microsoft",
+        domain=CONTRIB,
     )
     graph.insert_before(node, product)
     new = typed(product.outputs[0], y)

@@ -24,14 +24,13 @@ from onnx_ir.passes import common as passes
 from potexport import n_bit
 from potexport.n_bit import BLOCK, Blocks
 from potexport.spec import MODEL_GRAPHS
-from potexport.surgery import Report, Weights, constant, products, replace
+from potexport.surgery import CONTRIB, Weights, constant, products_in_blocks, replace
 
 BITS = {"w4": 4, "w8": 8, "w4-w8": 4}
 READING = ("prefill", "observe")
 # Whose outputs bear one scale for all tokens; a Reshape is what attention in the open ends with.
 EVEN = ("SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "LayerNormalization",
         "GroupQueryAttention", "Reshape")  # fmt: skip
-CONTRIB = "com.microsoft"
 INTEGERS = 4  # accuracy_level
 
 
@@ -39,19 +38,13 @@ class Quantizer:
     """Codes of a model's weights, made once and given to every graph that asks."""
 
     def __init__(self, bits: int) -> None:
-        self.bits, self.report = bits, Report()
+        self.bits = bits
         self._weights, self._sums = Weights(), dict[str, int]()
 
     def graph(self, graph: ir.Graph, *, by_column: bool) -> None:
         """by_column: where the input bears it."""
         extended: dict[ir.Value, ir.Value] = {}
-        for node, weight in list(products(graph)):
-            assert weight.shape is not None
-            depth = weight.shape.numpy()[1 if node.op_type == "Gemm" else 0]
-            if depth % BLOCK:
-                self.report.kept_float.add(str(weight.name))
-                continue
-            self.report.quantized.add(str(weight.name))
+        for node, weight in products_in_blocks(graph, BLOCK):
             before = node.inputs[0].producer() if node.inputs[0] else None
             if by_column and before is not None and before.op_type in EVEN:
                 self._whole_columns(graph, node, weight)
@@ -171,7 +164,7 @@ class Quantizer:
         replace(graph, out, [rows, flat], before=gather)
 
 
-def n_bits(models: Mapping[str, ir.Model], precision: str) -> Report:
+def n_bits(models: Mapping[str, ir.Model], precision: str) -> None:
     """Give the model graphs weights of `precision`, in place."""
     made = Quantizer(BITS[precision])
     for name in MODEL_GRAPHS:
@@ -180,4 +173,3 @@ def n_bits(models: Mapping[str, ir.Model], precision: str) -> Report:
             made.graph(models[name].graph, by_column=by_column)
             models[name].opset_imports[CONTRIB] = 1
             passes.RemoveUnusedNodesPass()(models[name])
-    return made.report

@@ -31,8 +31,6 @@ QUANTIZED: Mapping[str, float] = {
 }  # bytes a weight, scales included
 TRACED: Mapping[str, str] = {"a16w8": "float32"}  # traced in another type than the pot's
 MODEL_GRAPHS = ("prefill", "decode", "observe")
-GRAPHS = (*MODEL_GRAPHS, "compress")
-COMPRESS, CHOOSE = "compress", "choose"
 EMBEDDED = "inputs_embeds"  # takes the place of input_ids where the host looks embeddings up
 
 
@@ -160,7 +158,7 @@ class Layout:
 
     @property
     def _slots(self) -> dict[int, int]:
-        spare = self.pot.chunk if self.in_place else 0  # padding of a chunk is written too
+        spare = self.pot.spare if self.in_place else 0
         return {layer: self.pot.slots_of(layer) + spare for layer in range(self.facts.layers)}
 
     def _stored(self, prefix: str, widths: dict[int, int]) -> Iterator[TensorSpec]:
@@ -312,7 +310,7 @@ class Layout:
 
 def choosing(graph: str) -> str:
     """The graph that only chooses, beside a compression graph."""
-    return graph.replace(COMPRESS, CHOOSE, 1)
+    return graph.replace("compress", "choose", 1)
 
 
 def _ids(name: str, width: int) -> TensorSpec:

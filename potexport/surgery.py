@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-
-@dataclass
-class Report:
-    """What became of the matrix products, by weight name."""
-
-    quantized: set[str] = field(default_factory=set)
-    kept_float: set[str] = field(default_factory=set)
+CONTRIB = "com.microsoft"  # the domain of ONNX Runtime's own operators
 
 
 class Weights:
@@ -40,12 +33,27 @@ class Weights:
         return initializer(graph, self._tensors[name])
 
 
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether it is one of the model's, and not a constant of the graph."""
+    return value is not None and value.is_initializer() and ".weight" in str(value.name)
+
+
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Value]]:
     """Every product with a weight of the model, and that weight."""
     for node in graph:
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if weight is not None and weight.is_initializer() and ".weight" in str(weight.name):
+        if weight is not None and is_weight(weight):
             yield node, weight
+
+
+def products_in_blocks(graph: ir.Graph, block: int) -> list[tuple[ir.Node, ir.Value]]:
+    """Those whose weights are whole blocks deep; the others stay float."""
+    found = []
+    for node, weight in products(graph):
+        assert weight.shape is not None
+        if weight.shape.numpy()[1 if node.op_type == "Gemm" else 0] % block == 0:
+            found.append((node, weight))
+    return found
 
 
 def initializer(graph: ir.Graph, tensor: ir.Tensor[Any]) -> ir.Value:

@@ -19,6 +19,7 @@ from potexport.errors import PotexportError
 from potexport.runtime.backend import Array, kept_counts, moved_back, padded
 from potexport.runtime.coded_pot import CodedPot, KeyFacts, make_pot
 from potexport.runtime.pot import Pot
+from potexport.runtime.rows_pot import RowsPot
 from potexport.spec import EMBEDDED, MODEL_GRAPHS, GraphSpec, choosing
 
 
@@ -130,37 +131,33 @@ class BoundBackend:
             scores[...] = mass
 
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
-        choose = self._graphs.get(choosing(self.policy.graph))
+        # Where nothing turns, the host can move rows itself.
+        by_host = isinstance(self.pot, RowsPot) and not reset
+        whole = self.policy.graph
+        graph = self._graphs[choosing(whole) if by_host else whole]
         counts = kept_counts(self.pot, self.manifest.pot, keep)
-        if choose is not None and not reset:  # nothing turns, so the host can move rows itself
-            return self._choose(choose, counts)
-        graph = self._graphs[self.policy.graph]
         graph.arrays["keep"][:] = counts
         if isinstance(self.pot, CodedPot):
             graph.arrays["keep_coded"][:] = self.pot.coded(counts)
-        graph.arrays["reset"][0] = reset
+        if "reset" in graph.arrays:
+            graph.arrays["reset"][0] = reset
         if "back" in graph.arrays:
             graph.arrays["back"][0] = moved_back(self.pot, counts, reset=reset)
         self._runner.drop_pages()  # of words generated since the last prefill
         graph.run(self.pot)
         kept = graph.per_layer("kept.{}")
-        self.pot.replace(
-            graph.per_layer("present.{}.key", self.pot.chosen),
-            graph.values,
-            kept,
-            counts,
-            reset=reset,
-            coded=graph.coded,
-            last=graph.per_layer("present.{}.key", self.pot.windowed),
-        )
-        sizes = self.pot.counts_of(counts)
-        return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
-
-    def _choose(self, graph: BoundGraph, counts: Array) -> list[Array]:
-        graph.arrays["keep"][:] = counts
-        graph.run(self.pot)
-        kept = graph.per_layer("kept.{}")
-        self.pot.keep(kept, counts)
+        if isinstance(self.pot, RowsPot) and not reset:
+            self.pot.keep(kept, counts)
+        else:
+            self.pot.replace(
+                graph.per_layer("present.{}.key", self.pot.chosen),
+                graph.values,
+                kept,
+                counts,
+                reset=reset,
+                coded=graph.coded,
+                last=graph.per_layer("present.{}.key", self.pot.windowed),
+            )
         sizes = self.pot.counts_of(counts)
         return [slots[:, :count] for slots, count in zip(kept, sizes, strict=True)]
 

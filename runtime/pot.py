@@ -153,10 +153,19 @@ class Pot:
         """
         sizes = self.counts_of(counts)
         for number, (layer, count) in enumerate(zip(self.chosen, sizes, strict=True)):
-            slots = kept[number][:, :count]
             self.replace_rows(
                 layer, keys[number], values[number], count, coded[number] if coded else ()
             )
+        self._follow(kept, counts, reset=reset)
+        if reset:
+            for layer, turned in zip(self.windowed, last, strict=True):
+                self.keys[layer][..., : self.filled(layer)] = turned[..., : self.filled(layer)]
+
+    def _follow(self, kept: list[Array], counts: Array, *, reset: bool) -> None:
+        """Let what else is known of a slot follow it, once keys and values are where they go."""
+        sizes = self.counts_of(counts)
+        for number, count in enumerate(sizes):
+            slots = kept[number][:, :count]
             for per_slot in (self.positions[number], *self._carried(number)):
                 per_slot[:, :count] = np.take_along_axis(per_slot, slots, axis=1)
             if reset:
@@ -164,8 +173,6 @@ class Pot:
         self.fills[:] = counts
         if reset:
             self.position = max(sizes)
-            for layer, turned in zip(self.windowed, last, strict=True):
-                self.keys[layer][..., : self.filled(layer)] = turned[..., : self.filled(layer)]
 
     def _drop_oldest(self, layer: int, count: int) -> None:
         """Let a layer with a window forget what no query will see, if `count` more do not fit."""
@@ -192,11 +199,6 @@ class Pot:
     def output(self, array: Array, name: str) -> Array:
         """An output of a graph, as `append` and `replace` take it."""
         return array
-
-    def keep(self, kept: list[Array], counts: Array) -> None:
-        """Move kept slots to the front, where they keep their positions; of pots that graphs write
-        in place."""
-        raise NotImplementedError
 
     def ready(self) -> None:
         """Called before graphs read the pot."""

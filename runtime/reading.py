@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from potexport.errors import PotexportError
+from potexport.runtime.ids import Ids
 from potexport.runtime.session import Session
 from potexport.runtime.text import Text
 
-Ids = npt.NDArray[np.int32]
 # Tokens read, and how many there are: an estimate until the document's end is in sight, None where
 # its length is unknown.
 Progress = Callable[[int, int | None], None]

@@ -31,13 +31,6 @@ class RowsPot(Pot):
     def output(self, array: Array, name: str) -> Array:
         return array.transpose(0, 1, 3, 2) if name.endswith(".key") else array
 
-    def replace_rows(
-        self, layer: int, keys: Array, values: Array, count: int, coded: tuple[Array, ...]
-    ) -> None:
-        """As in any pot; but where both are its own, `keep` has moved them."""
-        if keys is not self.keys[layer]:
-            super().replace_rows(layer, keys, values, count, coded)
-
     def keep(self, kept: list[Array], counts: Array) -> None:
         """Move kept slots, (Hkv, K) of each layer, to the front; they keep their positions."""
         count = int(counts[0])
@@ -45,7 +38,7 @@ class RowsPot(Pot):
             for part in ("key", "value"):
                 for head, rows in enumerate(self.held[f"past_key_values.{layer}.{part}"][0]):
                     rows[:count] = rows[slots[head, :count]]
-        self.replace(self.keys, self.values, kept, counts, reset=False)
+        self._follow(kept, counts, reset=False)
 
     def append_rows(self, layer: int, keys: Array, values: Array, count: int) -> None:
         """The graph did."""

@@ -81,12 +81,10 @@ def pot_bytes(manifest: Manifest) -> int:
         for tensor in manifest.graphs["decode"].inputs
         if tensor.name.startswith("past_")
     )
+    if not manifest.in_place:
+        return whole
     pot = manifest.pot
-    return (
-        whole * (pot.keep + pot.slots) // (2 * (pot.slots + pot.chunk))
-        if manifest.in_place
-        else whole
-    )
+    return whole * (pot.keep + pot.slots) // (2 * (pot.slots + pot.spare))
 
 
 def _graph(path: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -56,15 +55,13 @@ class Forms:
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every weight of the checkpoint; a tied one stands there once."""
+        from safetensors import safe_open
+
         found: dict[str, tuple[int, ...]] = {}
         for file in sorted(self.checkpoint.glob("*.safetensors")):
-            with file.open("rb") as data:
-                header = json.loads(data.read(int.from_bytes(data.read(8), "little")))
-            found |= {
-                name: tuple(entry["shape"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
+            with safe_open(file, "numpy") as tensors:
+                names = tensors.keys()
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
         return found
 
 

@@ -14,7 +14,7 @@ from potexport.benching.figures import Long, Spread
 from potexport.benching.workers import Worker
 from potexport.errors import PotexportError
 from potexport.geometry import PotGeometry
-from potexport.peers import Ids
+from potexport.runtime.ids import Ids
 
 FIRST = 10_000  # tokens, after which memory is looked at for the first time
 PAIRS = 10  # pieces of the end, each with one of a new session's beginning

@@ -9,14 +9,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from potexport import bundle
 from potexport.benching import accounting
 from potexport.benching.figures import Party
+from potexport.runtime.ids import Ids
 from potexport.runtime.session import Session, State
-
-Ids = npt.NDArray[np.int32]
 
 REPEATS = {"prefill": 3, "decode": 8, "observe": 3, "compress": 2}
 

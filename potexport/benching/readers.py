@@ -12,8 +12,9 @@ from potexport import bundle, peers
 from potexport.benching.forms import Forms
 from potexport.benching.ours import Ours
 from potexport.geometry import ModelFacts
-from potexport.peers import Ids, Prepared, Reader
+from potexport.peers import Prepared, Reader
 from potexport.progress import peak_memory
+from potexport.runtime.ids import Ids
 from potexport.runtime.quiet import quietly
 
 WARM = 2  # first steps of a turn, not counted: caches and threads are another's

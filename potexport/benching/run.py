@@ -18,7 +18,8 @@ from potexport.benching.readers import HeldBundle, HeldPeer, Preparing
 from potexport.benching.turns import Entry, Turns
 from potexport.benching.workers import Worker, WorkerError
 from potexport.errors import PotexportError
-from potexport.peers import Ids, Prepared
+from potexport.peers import Prepared
+from potexport.runtime.ids import Ids
 from potexport.runtime.text import Text
 
 CONTEXTS = (1_000, 8_000, 32_000, 100_000)

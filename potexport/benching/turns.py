@@ -15,7 +15,7 @@ from potexport.benching.figures import Party, Reading, Spread
 from potexport.benching.workers import Worker, WorkerError
 from potexport.benching.yardsticks import free_memory
 from potexport.errors import PotexportError
-from potexport.peers import Ids
+from potexport.runtime.ids import Ids
 
 SHORT = 2_000  # tokens: a prompt that is read anew in each turn; longer ones are read once
 PIECE = 1_000  # tokens of one turn of a long one

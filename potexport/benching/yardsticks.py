@@ -7,7 +7,6 @@ when the process is started (`workers.THREADS`).
 
 from __future__ import annotations
 
-import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+
+from potexport.runtime.provider import cores
 
 CACHES = 4  # so many times the last-level cache do both arrays take together
 LEAST = 512 << 20  # bytes of both, where nobody tells the cache's size
@@ -99,10 +100,9 @@ def machine() -> dict[str, Any]:
     memory = _lines("/proc/meminfo", "MemTotal")
     flags = (_lines("/proc/cpuinfo", "flags") or "").split()
     known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
-    allowed = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _lines("/proc/cpuinfo", "model name") or platform.processor() or "unknown",
-        "cores": len(allowed(0)) if allowed else os.cpu_count(),
+        "cores": cores(),
         "flags": [flag for flag in known if flag in flags],
         "memory": int(memory.split()[0]) * 1024 if memory else None,
         "system": f"{platform.system()} {platform.machine()}",

@@ -13,15 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from potexport import plugins
 from potexport.benching.forms import Forms
 from potexport.errors import PotexportError
+from potexport.runtime.ids import Ids
 
 PACKAGE = "potexport.peers"
-Ids = npt.NDArray[np.int32]
 
 
 class Reader(Protocol):

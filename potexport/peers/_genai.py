@@ -17,7 +17,8 @@ import numpy as np
 from potexport.benching.accounting import read_by_a_token
 from potexport.benching.forms import Forms, products
 from potexport.errors import PotexportError
-from potexport.peers import Ids, Prepared, Reader
+from potexport.peers import Prepared, Reader
+from potexport.runtime.ids import Ids
 
 PIECE = 1024  # tokens of one pass: its attention holds a score for each pair of tokens
 SPARE = 256  # tokens beyond the context, for what is generated

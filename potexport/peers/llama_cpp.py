@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from potexport.benching.forms import Forms, products
-from potexport.peers import Ids, Prepared, Reader
+from potexport.peers import Prepared, Reader
+from potexport.runtime.ids import Ids
 
 SPARE = 256  # tokens beyond the context, for what is generated
 FP16 = 2  # bytes of a number in its cache

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from potexport.benching.forms import Forms, products
-from potexport.peers import Ids, Prepared, Reader
+from potexport.peers import Prepared, Reader
+from potexport.runtime.ids import Ids
 
 PIECE = 1024  # tokens of one pass: its mask has a number for each pair of tokens
 FP32 = 4  # bytes

@@ -42,7 +42,7 @@ def by_hand(folder: Path, graph: str, fill: int) -> Callable[[], Any]:
     session = ort.InferenceSession(folder / f"{graph}.onnx", options, ["CPUExecutionProvider"])
     binding = session.io_binding()
     types = {"tensor(int32)": np.int32, "tensor(float16)": np.float16}
-    arrays, values = {}, {}
+    arrays, values = dict[str, Any](), dict[str, Any]()
     for tensors, bind in (
         (session.get_inputs(), binding.bind_ortvalue_input),
         (session.get_outputs(), binding.bind_ortvalue_output),

@@ -11,7 +11,8 @@ from potexport import peers
 from potexport.benching.forms import Forms
 from potexport.benching.ours import Ours, party
 from potexport.bundle import read
-from potexport.peers import Ids, Reader
+from potexport.peers import Reader
+from potexport.runtime.ids import Ids
 from tests import tiny
 from tests.e2e.helpers import Cli
 from tests.unit.checkpoints import TOKENS, byte_level_facts, write_gguf

@@ -17,7 +17,7 @@ from potexport.benching.readers import Held
 from potexport.benching.turns import Entry, Turns
 from potexport.benching.workers import Worker
 from potexport.errors import PotexportError
-from potexport.peers import Ids
+from potexport.runtime.ids import Ids
 
 IDS = np.arange(9000, dtype=np.int32)
 
