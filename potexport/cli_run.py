@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from potexport.cli_parts import COUNT, as_json, print_json
+from potexport.errors import PotexportError
 
 if TYPE_CHECKING:
     from potexport.runtime.reading import Document, Frame
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
               "stdin, also read if it is piped and there is no --file and no PROMPT.")  # fmt: skip
 @click.option("--question", metavar="TEXT", help="Asked behind the text, and scores the pot. "
               "PROMPT is the question if only --file is given.")  # fmt: skip
-@click.option("--system", metavar="TEXT", help="System prompt. Default: the chat template's.")
+@click.option("--system", metavar="TEXT", help="System prompt, pinned: it stays however much is "
+              "read. Default: the chat template's, not pinned.")  # fmt: skip
 @click.option("--raw", is_flag=True, help="No chat template: continue the text. Special tokens "
               "that are written in it count.")  # fmt: skip
 @click.option("--catalyst", metavar="TEXT", help="Scores the pot. Default: the question; "
@@ -101,6 +103,7 @@ def run(
             around,
             answer=max_new_tokens,
             on_progress=telling,
+            on_head=_pinning(session, system, tell=not json),
             on_text=_saving(session, save, around, tell=not json),
             may_be_empty=alone or (loads and (question is not None or note != reading.BARE)),
         )
@@ -158,6 +161,21 @@ def _number(keep: str) -> int:
         return int(keep)
     except ValueError as error:
         raise click.UsageError(f"--keep is {keep!r}; give a number of slots, or auto.") from error
+
+
+def _pinning(session: Session, system: str | None, *, tell: bool) -> Callable[[], object]:
+    """What is done when all that stands before the text was read. A system prompt that is too long
+    to stay is read as any text is."""
+    from potexport import progress
+
+    def pin() -> None:
+        try:
+            session.pin()
+        except PotexportError as error:
+            if tell:
+                progress.note_unpinned(error)
+
+    return (lambda: None) if system is None else pin
 
 
 def _saving(

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Column
 
 if TYPE_CHECKING:
+    from potexport.errors import PotexportError
     from potexport.runtime.session import Session, Stats
 
 EVERY = 10.0  # seconds between the lines of progress where there is no terminal
@@ -132,6 +133,10 @@ def note_catalyst(session: Session) -> None:
             "the pot (build with a larger --catalyst-width for all of them)",
             err=True,
         )
+
+
+def note_unpinned(error: PotexportError) -> None:
+    click.echo(f"note: the system prompt may be dropped as other text is: {error}", err=True)
 
 
 def note_loaded(session: Session, path: str) -> None:

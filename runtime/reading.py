@@ -175,29 +175,32 @@ def read(
     *,
     answer: int,
     on_progress: Progress = lambda read, total: None,
+    on_head: Callable[[], object] = lambda: None,
     on_text: Callable[[int], None] = lambda read: None,
     may_be_empty: bool = False,
 ) -> None:
     """Feed head, document and tail. So much is encoded ahead as fits the pot, so that its last
     compressions keep what fits beside the rest and an answer of `answer` tokens.
 
-    on_text: called before the tail is fed, with the tokens of the document. Raises PotexportError
-    for an empty document, unless it `may_be_empty`.
+    on_head: called when the head was fed. on_text: called before the tail is fed, with the tokens
+    of the document. Raises PotexportError for an empty document, unless it `may_be_empty`.
     """
     slots = session.manifest.pot.slots
     waiting = deque([around.head])
     ahead = encoded = around.head.size
-    done = 0
+    done, parts = 0, 0
 
     def feed(to_come: int, total: int | None) -> None:
-        nonlocal done
+        nonlocal done, parts
         ids = waiting.popleft()
         session.feed(
             ids,
             to_come=to_come,
             on_progress=lambda read, _: on_progress(done + read, total),
         )
-        done += ids.size
+        done, parts = done + ids.size, parts + 1
+        if parts == 1:
+            on_head()
 
     for ids in pieces(session.text, document.blocks(), trusted=around.trusted):
         waiting.append(ids)

@@ -101,6 +101,26 @@ def test_seeds_settings_and_stops(cli: Cli, bundle: Path) -> None:
     assert drawn("--system", "Be brief.")["stats"]["tokens_read"] > greedy["stats"]["tokens_read"]
 
 
+def test_a_system_prompt_stays_unless_it_is_too_long(
+    cli: Cli, bundle: Path, book: str, tmp_path: Path
+) -> None:
+    def pinned(system: str, *options: object) -> tuple[int, str]:
+        saved = tmp_path / "a.pot"
+        result = cli("run", bundle, book, "--system", system, "--save", saved, *options)
+        assert result.exit_code == 0, result.stderr
+        session = Session.open(bundle, saved=saved)
+        assert session.stats.compressions > 20
+        return session.pinned, result.stderr
+
+    text = Session.open(bundle).text
+    head = reading.frame(text, question=None, system="Be brief.", raw=False).head
+    count, said = pinned("Be brief.", "--keep", 40)
+    assert (count, "note" in said) == (head.size, False)
+    count, said = pinned("Be brief." * 9, "--keep", 40)
+    assert count == 0
+    assert "note: the system prompt may be dropped as other text is: " in said
+
+
 def test_a_long_question_is_noted_and_still_asked(cli: Cli, bundle: Path) -> None:
     question = "Who is it that walks in the garden at night?"
     result = cli("run", bundle, "A text.", "--question", question, "--max-new-tokens", 1)
@@ -128,7 +148,7 @@ def altered(bundle: Path) -> None:
 
 def newer(bundle: Path) -> None:
     text = (bundle / "potexport.json").read_text()
-    (bundle / "potexport.json").write_text(text.replace('"format": 4', '"format": 5'))
+    (bundle / "potexport.json").write_text(text.replace('"format": 5', '"format": 6'))
 
 
 def no_manifest(bundle: Path) -> None:
@@ -150,7 +170,7 @@ def no_json(bundle: Path) -> None:
         (missing, ("decode.onnx is missing", "copy"), True),
         (truncated, ("weights.safetensors is truncated", "copy"), True),
         (altered, ("weights.safetensors is altered", "copy"), False),
-        (newer, ("format 5", "update potexport"), True),
+        (newer, ("format 6", "update potexport"), True),
         (no_manifest, ("potexport.json", "not a bundle"), True),
         (other_graphs, ("not a valid manifest", "build the bundle again"), True),
         (no_json, ("not valid JSON", "build the bundle again"), True),

@@ -61,14 +61,17 @@ class Proof:
             session.accept(int(ids[step]))
         return worst
 
-    def past(self) -> tuple[float, int]:
+    def past(self, *, pinned: int = 0, **changes: Any) -> tuple[float, int]:
         """Past the pot: kept slots as the oracle's, or an AssertionError; then the largest
-        difference of logits, keys or values, and the number of compressions."""
+        difference of logits, keys or values, and the number of compressions. pinned: so many of the
+        first tokens, which are sinks to the oracle; changes: to the oracle."""
         session = Session.open(self.bundle, threads=1)
         session.set_catalyst(CATALYST)
         kept = watch(session)
-        session.feed(tokens(TOKENS))
-        oracle = self.oracle()
+        session.feed(tokens(TOKENS)[:pinned])
+        session.pin()
+        session.feed(tokens(TOKENS)[pinned:])
+        oracle = self.oracle(sink=max(POT["sink"], pinned), **changes)
         wanted = oracle.read(tokens(TOKENS).tolist())
         worst = difference(session.logits(), wanted)
         assert len(kept) == len(oracle.kept)

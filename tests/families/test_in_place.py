@@ -77,6 +77,14 @@ def test_saved_and_forked_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert read_on(fork) == wanted
 
 
+def test_pinned_tokens_stay_as_sinks_do(tmp_path: Path) -> None:
+    sizes, _ = CASES["llama"]
+    proof = Proof.build("llama", tmp_path, layers=2, sizes=sizes)
+    worst, compressions = proof.past(pinned=11)
+    assert worst <= tolerances.FAMILY
+    assert compressions >= 10
+
+
 def read_on(session: Session) -> tuple[list[int], bytes, int]:
     session.feed(tokens(250))
     generated = [token.id for token in session.generate(max_new_tokens=20)]

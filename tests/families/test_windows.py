@@ -50,6 +50,15 @@ def test_policies_choose_as_their_rules_do(proof: Proof, policy: str) -> None:
 
 
 @pytest.mark.parametrize("proof", ["gemma3"], indirect=True)
+def test_pinned_tokens_stay_where_layers_are_chosen_in(proof: Proof) -> None:
+    """The others hold the last tokens, whatever is pinned."""
+    settings = Session.open(proof.bundle, threads=1).manifest.policy_of("infinipot").settings
+    worst, compressions = proof.past(pinned=11, settings=settings)
+    assert worst <= tolerances.PAST
+    assert compressions >= 10
+
+
+@pytest.mark.parametrize("proof", ["gemma3"], indirect=True)
 def test_generating_past_window_and_pot_equals_the_oracle(proof: Proof) -> None:
     session = Session.open(proof.bundle, threads=1)
     session.set_catalyst(CATALYST)

@@ -45,8 +45,10 @@ def _record(session: Session, kept: list[Any]) -> None:
 
 
 @torch.no_grad()
-def logits(session: Session) -> Any:
-    session.feed(tokens())
+def logits(session: Session, pinned: int = 0) -> Any:
+    session.feed(tokens()[:pinned])
+    session.pin()
+    session.feed(tokens()[pinned:])
     return session.logits().copy()
 
 
@@ -67,6 +69,11 @@ def test_every_kind_of_score_finds_its_slot(build: Build, policy: str) -> None:
 
 
 @on_both
+def test_pinned_slots_become_codes_and_stay(build: Build) -> None:
+    _same(build, pinned=15, pot_dtype="int4")
+
+
+@on_both
 def test_a_reset_at_every_compression(build: Build) -> None:
     _same(build, pot_dtype="int4", positions=LEAST)
 
@@ -76,13 +83,13 @@ def test_layers_of_different_sizes(build: Build) -> None:
     _same(build, pot_dtype="int4", pot_shape="pyramid", policy="h2o")
 
 
-def _same(build: Build, **options: Any) -> None:
+def _same(build: Build, pinned: int = 0, **options: Any) -> None:
     """Kept slots are the same ones, and logits are, but for codes that lie between two."""
     folder, model = build("llama", **{"policy": "infinipot", **options})
     session, kept = watched(folder)
     _record(session, kept)
     oracle, wanted = eager(folder, model)
-    mine, theirs = logits(session), logits(oracle)
+    mine, theirs = logits(session, pinned), logits(oracle, pinned)
     assert len(kept) == len(wanted) >= 10
     same = [np.mean(one == other) for one, other in zip(kept, wanted, strict=True)]
     assert min(same) >= 1 - tolerances.CODED_KEPT

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from potexport import bundle
+from potexport.errors import PotexportError
 from tests.parity.conftest import RUNTIMES
 from tests.parity.going_on import goes_on_alike
 from tests.parity.held import SPECS, Held, begin
@@ -50,6 +51,23 @@ def test_layers_of_different_sizes(shaped: Held, name: str) -> None:
     same(eager, wanted, oracle, logits)
     assert [each.shape[1] for each in kept[-1]] == [23 + size - 48 for size in slots]
     assert set(oracle.resets) == {False, True}
+
+
+@pytest.mark.parametrize("name", SHAPED[:2])
+def test_pinned_tokens_stay_in_every_layer(shaped: Held, name: str) -> None:
+    """As sinks do. As many as the smallest layer has room for, and no more."""
+    session, pot = shaped.session, shaped.session.manifest.pot
+    room = pot.keep + pot.smallest - pot.recent
+    begin(session, name)
+    session.feed(tokens(room + 1))
+    with pytest.raises(PotexportError, match=f"has room for {room} beside the 3 recent"):
+        session.pin()
+    kept = begin(session, name)
+    session.feed(tokens()[:room])
+    assert session.pin() == room
+    session.feed(tokens()[room:])
+    oracle = shaped.reference(name, layer_slots=pot.layer_slots, sink=room)
+    same(session, kept, oracle, oracle.read(tokens().tolist()))
 
 
 def test_a_saved_session_goes_on_bit_for_bit(shaped: Held, tmp_path: Path) -> None:
