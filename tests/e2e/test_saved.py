@@ -178,7 +178,7 @@ def test_the_editor_can_also_leave_a_file_whole(
 @pytest.mark.parametrize(
     "facts",
     [
-        {"format": 2},
+        {"format": 3},
         {"format": 0},
         {"format": "1"},
         {"fills": [49]},
@@ -215,7 +215,7 @@ def test_a_forged_file_is_refused(
         if isinstance(array, np.ndarray):
             first, last = header[name.replace("__", ".")]["data_offsets"]
             facts[name] = np.resize(array, (last - first) // array.itemsize)
-    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format 2)"):
+    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format 3)"):
         opened.load(edited(whole, tmp_path / "a.pot", **facts))
 
 
