@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json as jsonlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ class LeftError(Exception):
 
 @click.command(short_help="Talk, in turns of which nothing is read twice.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--system", metavar="TEXT", help="System prompt, which no compression drops. Default: "
-              "the chat template's.")  # fmt: skip
+@click.option("--system", metavar="TEXT", help="System prompt, which no compression drops. "
+              "Default: the chat template's.")  # fmt: skip
 @click.option("--catalyst", metavar="TEXT", help="Scores the pot. Default: what was said last.")
 @answering
 @compressing
@@ -78,7 +79,8 @@ def chat(
     shell = (JsonShell if json else Shell)(talk, save)
     if not json and sys.stdin.isatty():
         click.echo(f"{bundle}: /help lists commands, Ctrl-D leaves", err=True)
-    _loop(shell)
+    with suppress(KeyboardInterrupt):  # the second one, as the first is being answered
+        _loop(shell)
     shell.leave()
 
 
@@ -156,6 +158,12 @@ class Shell:
 
     def command(self, line: str) -> None:
         """Raises PotexportError for one that there is not, or that lacks what it needs."""
+        from potexport.talking import Stop
+
+        with Stop():  # a session is loaded whole, or not at all
+            self._command(line)
+
+    def _command(self, line: str) -> None:
         from potexport.talking import HELP
 
         name, _, rest = line.partition(" ")
@@ -212,7 +220,9 @@ class JsonShell(Shell):
         try:
             given = jsonlib.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PotexportError(f"the line is not JSON ({error}); give one object a line") from error
+            raise PotexportError(
+                f"the line is not JSON ({error}); give one object a line"
+            ) from error
         match given:
             case {"content": str(content), **rest} if content and not rest:
                 self.say(content)

@@ -75,8 +75,8 @@ answering = _all(
 compressing = _all(
     click.option("--policy", metavar="LABEL", help="Of those that the bundle holds. Default: its "
                  "first."),
-    click.option("--keep", metavar="SLOTS|auto", help="Slots that a compression keeps; auto: as few "
-                 "as hold --keep-mass of the attention. Default: the bundle's."),
+    click.option("--keep", metavar="SLOTS|auto", help="Slots that a compression keeps; auto: as "
+                 "few as hold --keep-mass of the attention. Default: the bundle's."),
     click.option("--keep-mass", type=float, metavar="SHARE",
                  help="Of the attention, for --keep auto. [0.95]"),
 )

@@ -12,7 +12,6 @@ import numpy as np
 
 from potexport.bundle import PolicyFacts
 from potexport.runtime.backend import Array, Backend
-from potexport.runtime.pot import Pot
 from potexport.runtime.text import Text
 
 UNKNOWN = -1  # a token that was in the pot before it was watched
@@ -23,7 +22,7 @@ class Watched:
     """The same backend, watched; see `runtime.backend`."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self._backend, self.pot = backend, backend.pot
         self.begin()
 
     def begin(self) -> None:
@@ -34,10 +33,6 @@ class Watched:
             np.full((positions.shape[0], pot.filled(layer)), UNKNOWN, np.int32)
             for layer, positions in zip(pot.chosen, pot.positions, strict=True)
         ]
-
-    @property
-    def pot(self) -> Pot:
-        return self._backend.pot
 
     @property
     def policy(self) -> PolicyFacts:
@@ -110,7 +105,7 @@ def pieces(text: Text, watched: Watched) -> Iterator[Piece]:
     count, said, held = 0, "", False
     for token, share in zip(watched.ids, watched.shares(), strict=True):
         written = stream.push(token) or names.get(token, "")
-        if (share >= MOST) is not held:
+        if bool(share >= MOST) is not held:
             if count:
                 yield Piece(count, said if held else "", held)
             count, said, held = 0, "", not held

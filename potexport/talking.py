@@ -140,7 +140,9 @@ class Talk:
             raise
         self._watched.begin()
         stats = self.session.stats
-        return f"{path}: {stats.tokens_read:,} tokens were read, {stats.compressions:,} compressions"
+        return (
+            f"{path}: {stats.tokens_read:,} tokens were read, {stats.compressions:,} compressions"
+        )
 
     def check_loaded(self, path: str) -> None:
         """Take the system prompt of what was loaded; PotexportError if it was no conversation."""
