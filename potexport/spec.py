@@ -18,7 +18,7 @@ from potexport.coding import BITS, FLOATS, Coding
 from potexport.geometry import ModelFacts, PotGeometry
 
 ITEM_BYTES: Mapping[str, int] = {
-    "float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8, "int8": 1
+    "float32": 4, "float16": 2, "uint16": 2, "int32": 4, "int64": 8, "int8": 1, "uint8": 1
 }  # fmt: skip
 # Which of them a target takes, and with which type of pot, the target says; uint16 ones are codes
 # (`potexport.quantize`).

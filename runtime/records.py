@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from potexport.runtime.backend import Array
 from potexport.runtime.ids import Ids
 from potexport.runtime.pot import Contents
+from potexport.runtime.said import Said
 
 
 class Token(NamedTuple):
@@ -58,6 +59,7 @@ class State:
     to_come: int | None
     tail: Ids
     stats: Stats
+    said: Said | None = None
 
 
 @dataclass(frozen=True)

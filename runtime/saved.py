@@ -30,6 +30,7 @@ from potexport.runtime.backend import Array
 from potexport.runtime.ids import token_ids
 from potexport.runtime.pot import Contents, Pot
 from potexport.runtime.records import Settings, State, Stats
+from potexport.runtime.said import Said
 from potexport.runtime.tensors import METADATA, Entries, arrays, entries, header
 from potexport.spec import TensorSpec
 
@@ -37,7 +38,8 @@ FORMAT = 2
 FACTS, DIGEST = "potexport", "sha256"  # what the metadata has
 LARGEST_HEADER = 16 << 20  # bytes; a hundred layers take some hundred thousand
 MOST_PENDING = 1 << 24  # tokens
-LOGITS = "logits"
+MOST_SAID = 1 << 28  # bytes of a conversation
+LOGITS, SAID = "logits", "conversation"
 IDS = ("pending", "tail", "catalyst")
 
 
@@ -61,6 +63,8 @@ def write_session(
     tensors["catalyst"] = settings.catalyst
     if state.last is not None:
         tensors[LOGITS] = state.last
+    if state.said is not None:
+        tensors[SAID] = np.frombuffer(state.said.to_bytes(), np.uint8)
     facts = {
         "format": FORMAT,
         "bundle": identity(manifest),
@@ -272,6 +276,7 @@ class _Reader:
             None if facts["to_come"] is None else int(_number(facts["to_come"])),
             self._ids(made["tail"]),
             _stats(facts["stats"]),
+            Said.from_bytes(made[SAID].tobytes()) if SAID in made else None,
         )
         return state, self._settings(made["catalyst"], pinned)
 
@@ -290,6 +295,9 @@ class _Reader:
             (length,) = self.found[name]["shape"]
             most = MOST_PENDING if name == "pending" else width
             wanted.append(TensorSpec(name, "int32", (_whole(length, most=most),)))
+        if SAID in self.found:
+            (length,) = self.found[SAID]["shape"]
+            wanted.append(TensorSpec(SAID, "uint8", (_whole(length, most=MOST_SAID),)))
         if LOGITS in self.found:
             wanted.append(TensorSpec(LOGITS, "float32", (self.manifest.model.vocab_size,)))
         table = entries(wanted)

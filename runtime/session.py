@@ -14,16 +14,18 @@ from typing import Literal
 
 import numpy as np
 
-from potexport import bundle
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
 from potexport.runtime import compressing, keeping
 from potexport.runtime.backend import Array, Backend
+from potexport.runtime.conversation import Chat
+from potexport.runtime.generating import check_limit, generated
 from potexport.runtime.ids import Ids, token_ids
-from potexport.runtime.provider import open_backend
+from potexport.runtime.opening import parts
 from potexport.runtime.records import Settings, State, Stats, Token
+from potexport.runtime.said import Said
 from potexport.runtime.sampling import Sampler, Sampling, surprise
-from potexport.runtime.saved import policy_of, read_session, write_session
+from potexport.runtime.saved import read_session, write_session
 from potexport.runtime.text import StopStrings, Text
 
 __all__ = ["Ids", "Session", "State", "Stats", "Token"]
@@ -62,6 +64,7 @@ class Session:
         self._to_come: int | None = None
         self._tail = np.empty(0, np.int32)  # the last tokens read, the same in every head
         self._stats = Stats()
+        self.said: Said | None = None  # `chat` has its own account of what was read
 
     @classmethod
     def open(
@@ -89,15 +92,8 @@ class Session:
         Raises PotexportError for a bundle, or a file, that is missing, incomplete, altered or of a
         newer format.
         """
-        manifest = bundle.read(folder)
-        bundle.check_files(folder, manifest, digests=check)
-        text = Text.open(os.fspath(folder))
-        default = manifest.policy.label if saved is None else policy_of(saved, manifest)
-        labels = [policy] if isinstance(policy, str) else policy or [default]
-        chosen = [manifest.policy_of(label) for label in labels]
-        graphs = [each.graph for each in chosen]
-        opened = open_backend(
-            folder, manifest, on=backend, threads=threads, soc=soc, policies=graphs
+        manifest, opened, text, chosen = parts(
+            folder, on=backend, soc=soc, threads=threads, check=check, policy=policy, saved=saved
         )
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
@@ -141,21 +137,24 @@ class Session:
         """The tokens whose attention scores the pot, (n,) int32."""
         return self._catalyst
 
-    def set_catalyst(self, prompt: str | Sequence[int] | Ids) -> int:
+    def set_catalyst(self, prompt: str | Sequence[int] | Ids, *, default: bool = False) -> int:
         """Choose what the pot is scored by: a general instruction, or the user's question if it is
         known.
 
         Nothing ("") is for policies that can do without. Returns how many tokens did not fit the
-        bundle's catalyst width; the last ones are used.
+        bundle's catalyst width; the last ones are used. default: only where none was chosen, and if
+        it is not empty.
         """
         ids = self._ids(prompt)
+        if default and (self._asked or not ids.size):
+            return 0
         needed = "mass" in self.backend.policy.needs
         if needed and not ids.size and not self.backend.policy.can_be_blind:
             raise PotexportError(
                 "the catalyst is empty; give the question, or a general instruction, to score the "
                 "pot by"
             )
-        self._asked = True
+        self._asked = not default
         self._catalyst = self._fitting(ids)
         return ids.size - self._catalyst.size if needed else 0
 
@@ -220,25 +219,21 @@ class Session:
         The prompt need not fit the pot, nor the answer: the pot is compressed whenever it is full.
         What was generated becomes part of what was read. Raises PotexportError if nothing was.
         """
-        if max_new_tokens < 1:
-            raise PotexportError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        check_limit(max_new_tokens)
         if not self._pending.size:  # now, and not when the first token is asked for
             raise PotexportError("there is nothing to continue; feed at least one token first")
-        return self._generate(max_new_tokens, Sampler(sampling or Sampling()), StopStrings(stop))
+        return generated(self, max_new_tokens, Sampler(sampling or Sampling()), StopStrings(stop))
 
-    def _generate(self, limit: int, sampler: Sampler, stops: StopStrings) -> Iterator[Token]:
-        stream = self.text.stream()
-        for step in range(limit):
-            token = sampler.pick(self.logits())
-            self.accept(token)
-            ends = token in self.manifest.eos_token_ids or step == limit - 1
-            piece, stopped = stops.push(stream.push(token))
-            if ends and not stopped:
-                tail, stopped = stops.push(stream.flush())
-                piece += tail if stopped else tail + stops.flush()
-            yield Token(token, piece)
-            if ends or stopped:
-                return
+    @property
+    def chat(self) -> Chat:
+        """Talk: `session.chat(messages)` answers, and reads only what is new of a conversation; see
+        `Chat.__call__`."""
+        return Chat(self)
+
+    @property
+    def length(self) -> int:
+        """How many tokens were fed and generated since the last `reset`, waiting ones included."""
+        return self._stats.tokens_read + self._fed + self._stats.tokens_generated
 
     def logits(self) -> Array:
         """Read all that is pending; (V,) float32 logits of the token after it.
@@ -284,6 +279,7 @@ class Session:
             self._to_come,
             self._tail.copy(),
             self._stats,
+            self.said,
         )
 
     def restore(self, state: State) -> None:
@@ -293,6 +289,7 @@ class Session:
         self._pending, self._fed, self._novelty = state.pending, state.fed, state.novelty
         self._last = None if state.last is None else state.last.copy()
         self._to_come, self._tail, self._stats = state.to_come, state.tail, state.stats
+        self.said = state.said
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Keep all that was read, and the settings, in a file, which takes the place of an older

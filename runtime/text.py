@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from potexport.errors import PotexportError
+from potexport.runtime.control import Controls, encoding
 from potexport.runtime.template import (
     Message,
     compile_template,
@@ -94,14 +95,8 @@ class Text:
                 Added tokens not marked special (runs of spaces, `<tool_call>`) stay tokens.
         Raises PotexportError for text with lone surrogates, which is not Unicode.
         """
-        tokenizer = self._tokenizer if trusted else self._literal
-        try:
-            ids = tokenizer.encode(text, add_special_tokens=special).ids
-        except TypeError as error:
-            raise PotexportError(
-                "the text is not valid Unicode; read it with the right encoding"
-            ) from error
-        return np.array(ids, dtype=np.int32)
+        tokenizer = self._tokenizer if trusted else self.controls.tokenizer
+        return np.array(encoding(tokenizer, text, special=special).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens; ids that stand for no token give nothing."""
@@ -158,11 +153,10 @@ class Text:
         return parts[0], parts[1]
 
     @cached_property
-    def _literal(self) -> Tokenizer:
-        """A twin that reads special tokens as letters: toggling the one would race with threads."""
-        twin = Tokenizer.from_str(self._tokenizer.to_str())
-        twin.encode_special_tokens = True  # meaning: encode them like any other text
-        return twin
+    def controls(self) -> Controls:
+        """What tells control tokens from letters; toggling the one tokenizer would race with
+        threads."""
+        return Controls(self._tokenizer, self.specials.values())
 
     @cached_property
     def _template(self) -> jinja2.Template | None:
@@ -173,7 +167,8 @@ class Stream:
     """Ids one by one to text that never ends within a character; made by `Text.stream`.
 
     All pieces and the flush together equal `Text.decode` of all ids, except that malformed bytes
-    may give another number of U+FFFD. `tokenizers` has a DecodeStream of its own; it cannot be
+    may give another number of U+FFFD, and byte fallback's decoder also takes back the characters
+    before them, which were said. `tokenizers` has a DecodeStream of its own; it cannot be
     flushed, raises on malformed byte-fallback runs, and keeps every special token it has seen.
     """
 
