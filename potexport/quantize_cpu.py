@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from potexport import n_bit
+from potexport import genai, n_bit
 from potexport.n_bit import BLOCK, Blocks
 from potexport.spec import MODEL_GRAPHS
 from potexport.surgery import CONTRIB, Weights, constant, products_in_blocks, replace
@@ -165,9 +165,9 @@ class Quantizer:
 
 
 def n_bits(models: Mapping[str, ir.Model], precision: str) -> None:
-    """Give the model graphs weights of `precision`, in place."""
+    """Give the model graphs weights of `precision`, in place; to genai's those that generate."""
     made = Quantizer(BITS[precision])
-    for name in MODEL_GRAPHS:
+    for name in (*MODEL_GRAPHS, genai.GRAPH):
         if name in models:
             by_column = precision == "w4-w8" and name in READING
             made.graph(models[name].graph, by_column=by_column)

@@ -33,11 +33,17 @@ def write(
 ) -> dict[str, Any]:
     """Write graphs and weights into the bundle, and read them back; what the manifest says of
     them. Takes over `model`."""
-    from potexport import store_onnx
+    from potexport import genai, store_onnx
+    from potexport.facts import end_tokens
 
+    first, ends = model.generation_config.bos_token_id, end_tokens(model.generation_config)
     models = trace(decided, model, tokenizer, folder, stage)
+    if not ends:
+        models.pop(genai.GRAPH, None)  # it asks for a token that ends an answer
     stage("write")
     store_onnx.save(models, folder)
+    if genai.GRAPH in models:
+        (folder / genai.CONFIG).write_text(genai.config(decided.layout, first, ends))
     stage("check")
     for name, spec in decided.layout.graphs().items():
         store_onnx.check(folder / f"{name}.onnx", spec)
@@ -61,6 +67,7 @@ def trace(
         collector,
         fuse_onnx,
         fuse_turns,
+        genai,
         lower_onnx,
         quantize,
         quantize_blocks,
@@ -82,7 +89,8 @@ def trace(
             stage("compress")
             models |= compressed()
     if layout.in_place:
-        fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)
+        fused = ("decode", "prefill", "observe", genai.GRAPH)
+        fuse_onnx.fuse(models[name] for name in fused if name in models)
         fuse_turns.fuse_turns(models[name] for name in squeezing)
         chosen = {choosing(name): models[name] for name in squeezing}
         models |= {name: lower_onnx.cut(model, specs[name]) for name, model in chosen.items()}
@@ -92,11 +100,12 @@ def trace(
         quantize_cpu.n_bits(models, decided.precision)
     elif decided.precision == "w4":
         quantize_blocks.w4(models)
+    genai.finish(models)
     return models
 
 
 def _model_graphs(core: PotModel, layout: Layout, opset: int, stage: Stage) -> dict[str, ir.Model]:
-    from potexport import export, lower_onnx
+    from potexport import export, genai, lower_onnx
 
     stage("trace")
     whole = export.superset(core, layout, opset=opset)
@@ -108,6 +117,9 @@ def _model_graphs(core: PotModel, layout: Layout, opset: int, stage: Stage) -> d
         if name in widths:
             stage(name)
             models[name] = lower_onnx.cut(whole, spec, width=widths[name])
+    if layout.in_place:
+        stage("genai")
+        models |= genai.begin(whole, layout)
     return models
 
 

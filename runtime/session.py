@@ -200,10 +200,9 @@ class Session:
         PotexportError where a compression has already dropped some of it, and where it would leave
         no room for the `keep` slots that a compression keeps.
         """
-        pot, stats = self.backend.pot, self._stats
+        pot = self.backend.pot
         count = min(pot.counts_of(pot.fills)) + self._pending.size
-        taken = stats.tokens_read + self._fed + stats.tokens_generated
-        keeping.check_pin(self.manifest.pot, self.keep, count, lost=taken - count)
+        keeping.check_pin(self.manifest.pot, self.keep, count, lost=self.length - count)
         pot.pinned = count
         return count
 

@@ -33,11 +33,15 @@ def page(targets: list[dict[str, Any]]) -> str:
         runs = (target["runtime"].partition("-")[0], target["summary"], precisions)
         cells = (name, *runs, target["proven"], target["note"])
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## Chips", "", "| `--soc` | chip | target | HTP | QNN's number |"]
-    lines.append("|---|---|---|---|---|")
+    lines += ["", "## Chips", ""]
+    lines += [
+        "| `--soc` | chip | target | `--runtime` | HTP | QNN's number |",
+        "|---|---|---|---|---|---|",
+    ]
     for target in targets:
         for soc in target["socs"]:
-            chip = (f"`{soc['name']}`", soc["chip"], f"`{target['name']}`")
+            runtime = target["runtime"].partition("-")[0]
+            chip = (f"`{soc['name']}`", soc["chip"], f"`{target['name']}`", runtime)
             numbers = (f"v{soc['htp_arch']}", str(soc["soc_model"]))
             lines.append(f"| {' | '.join((*chip, *numbers))} |")
     lines += ["", "## What a build takes if nobody asks otherwise", ""]

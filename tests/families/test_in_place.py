@@ -16,6 +16,7 @@ import pytest
 
 from potexport import bundle
 from potexport.runtime.session import Session
+from tests.families import genai
 from tests.families.proof import Proof
 from tests.parity import tolerances
 from tests.parity.test_loop import tokens
@@ -56,6 +57,7 @@ def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
     assert Counter(node.op_type for node in nodes)["GroupQueryAttention"] == 2
     packed = [node.op_type == "GroupQueryAttention" and node.input[1] == "" for node in nodes]
     assert any(packed) == (fused == "packed")
+    assert genai.worst(proof.bundle) <= tolerances.FAMILY
 
 
 def nodes_of(path: Path) -> list[onnx.NodeProto]:

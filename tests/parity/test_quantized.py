@@ -30,6 +30,7 @@ from potexport.recording import Comparison, Recording, compare, record
 from potexport.runtime.session import Session
 from potexport.store_onnx import layout as stored_layout
 from tests import tiny
+from tests.families import genai
 from tests.parity.conftest import POT
 
 WIDE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 64, "head_dim": 16}  # w4's blocks
@@ -172,6 +173,16 @@ def test_a_text_is_read_with_other_weights_than_it_is_generated_with(
     )  # qkv, o, gate, up; the head
     assert products["prefill"]["MatMulNBits"] == layers  # down
     assert products["decode"]["DynamicQuantizeMatMul"] == 0
+
+
+@pytest.mark.parametrize("precision", ["w4", "w4-w8"])
+def test_onnxruntime_genai_has_the_weights_that_generate(
+    precision: str, case: Callable[..., Case]
+) -> None:
+    """Token by token, bit for bit; a text that it reads in chunks is rounded otherwise."""
+    folder = case("llama-tied", precision, **WIDE).folder
+    assert genai.worst(folder, chunks=False) == 0
+    assert not [name for name in Case(folder, folder).weights if name.startswith("genai")]
 
 
 def test_weights_lie_in_the_bundle_once(case: Callable[..., Case]) -> None:

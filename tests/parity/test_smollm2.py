@@ -15,6 +15,7 @@ import torch
 from potexport import loader, pipeline
 from potexport.runtime.session import Session
 from tests import smollm2
+from tests.families import genai
 from tests.parity import tolerances
 from tests.parity.conftest import RUNTIMES
 from tests.reference import Reference
@@ -89,6 +90,26 @@ def test_context_that_fits_equals_transformers(session: Session, model: Any) -> 
         assert np.abs(mine - logits[0].numpy()).max() <= tolerances.REAL_FITS, f"step {step}"
         assert mine.argmax() == wanted.sequences[0, prompt.size + step]
         session.accept(int(mine.argmax()))
+
+
+def test_onnxruntime_genai_generates_the_same(session: Session, bundle: Path) -> None:
+    """Up to the last slot of the pot, which is where it stops."""
+    if session.manifest.runtime != "onnxruntime":
+        pytest.skip("it runs ONNX graphs")
+    prompt = novel(session, 488)
+    stock = genai.generator(bundle, min_length=session.manifest.pot.slots)
+    stock.append_tokens(prompt.astype(np.int32))
+    while not stock.is_done():
+        stock.generate_next_token()
+    theirs = stock.get_sequence(0)[prompt.size :].tolist()
+    assert len(theirs) == session.manifest.pot.slots - prompt.size
+    session.feed(prompt)
+    for token in theirs:
+        logits = session.logits()
+        logits[list(session.manifest.eos_token_ids)] = -np.inf  # as `min_length` has it
+        assert logits.argmax() == token
+        session.accept(token)
+    assert session.stats.compressions == 0
 
 
 @torch.no_grad()

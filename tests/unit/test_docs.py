@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("potexport", "graphs", "runtime", "targets")
+FOLDERS = ("potexport", "graphs", "runtime", "targets", "tools")
+# What a person sees; the last is of `tools`.
+ERRORS = {"PotexportError", "UsageError", "FetchError"}
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:src|href|srcset)=\"([^\"]+)\"")
 
@@ -23,12 +25,12 @@ def _words(text: str) -> str:
 
 
 def _raised(tree: ast.AST) -> Iterator[ast.expr]:
-    """The message of each `raise PotexportError(message)`."""
+    """The message of each `raise PotexportError(message)`, and of others that a person sees."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(call := node.exc, ast.Call):
             function = call.func
             name = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
-            if name == "PotexportError":
+            if name in ERRORS:
                 yield call.args[0]
 
 
@@ -63,6 +65,15 @@ def test_every_message_is_explained(where: str, fragment: str) -> None:
     page = _words((ROOT / "docs" / "errors.md").read_text(encoding="utf-8"))
     assert len(fragment) >= 6, f"{where}: begin the message with words, not with a value"
     assert fragment in page, f"{where}: docs/errors.md does not have {fragment!r}"
+
+
+def test_the_index_of_messages_has_every_section() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    anchors = [
+        "#" + re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in sections
+    ]
+    assert sorted(re.findall(r"\]\((#[^)]+)\)", page.partition("\n## ")[0])) == sorted(anchors)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
