@@ -12,7 +12,16 @@ from typing import Any, NoReturn
 
 import click
 
-from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report, cli_run
+from potexport import (
+    __version__,
+    cli_bench,
+    cli_build,
+    cli_eval,
+    cli_npu,
+    cli_report,
+    cli_run,
+    cli_serve,
+)
 from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
@@ -128,6 +137,7 @@ def models(json: bool) -> None:
 
 
 cli.add_command(cli_run.run)
+cli.add_command(cli_serve.serve)
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
 cli.add_command(cli_eval.evaluate)
