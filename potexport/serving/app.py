@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from time import time
 from typing import Any
@@ -95,7 +96,7 @@ class Api:
         body = await read_body(request, self._limits)
         asked = parse(body, self._served)
         given = conversation_id(request.headers.get(CONVERSATION)) or asked.conversation or ""
-        scope = repr((owner, given, sorted(asked.variables.items())))
+        scope = json.dumps([owner, given, asked.variables], sort_keys=True)
         job = Job(asked, list(chain(scope, asked.messages)))
         self._engine.submit(job)
         answer = Answer(

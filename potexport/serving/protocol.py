@@ -20,6 +20,7 @@ Message = Mapping[str, str]  # a role and a content
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MOST_STOPS, LONGEST_STOP, LONGEST_ID = 16, 500, 512  # strings; characters
+DEEPEST = 16  # that variables of the template are nested
 # What changes nothing here: they say who asks, what is kept elsewhere, and at what price.
 IGNORED = frozenset(
     {"user", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -65,8 +66,9 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message, param = _encodable(message), param and _encodable(param)
         super().__init__(message)
-        self.status, self.message, self.headers = status, message, dict(headers or {})
+        self.status, self.headers = status, dict(headers or {})
         kind = "server_error" if status >= 500 else "invalid_request_error"
         facts = {"message": message, "type": TYPES.get(status, kind), "param": param, "code": code}
         self.body = {"error": facts}
@@ -136,6 +138,11 @@ def conversation_id(given: object) -> str | None:
     return given
 
 
+def _encodable(text: str) -> str:
+    """Half a surrogate pair, which JSON may hold, cannot be sent back."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _object(body: bytes) -> dict[str, Any]:
     try:
         given = json.loads(body.decode("utf-8"), parse_constant=_no_number)
@@ -156,7 +163,10 @@ def _refuse(param: str, message: str, *, code: str | None = None) -> NoReturn:
 
 def _short(value: object) -> str:
     """A value from a request, as it is shown in a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a deep {type(value).__name__}"
     return text if len(text) <= 60 else text[:59] + "…"
 
 
@@ -270,11 +280,19 @@ def _stops(given: object) -> tuple[str, ...]:
 
 
 def _variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    taken = sorted(RESERVED & set(given))
+    name, taken = "chat_template_kwargs", sorted(RESERVED & set(given))
+    if not _shallow(given, DEEPEST):
+        _refuse(name, f"{name} is nested more than {DEEPEST} deep")
     if taken:
-        name = "chat_template_kwargs"
         _refuse(name, f"{name} cannot set {taken[0]!r}; ask for it by its own field, if it has one")
     return dict(given)
+
+
+def _shallow(value: object, most: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return most > 0 and all(_shallow(each, most - 1) for each in parts)
 
 
 def _boolean(given: Mapping[str, Any], name: str) -> bool:

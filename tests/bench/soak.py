@@ -1,4 +1,4 @@
-"""A server under load for as long as asked: 32 clients at once and as many faults, round after round.
+"""A server under load for as long as asked: 32 clients at once and as many faults, again and again.
 
 Prints the server's memory over time. Ends with 1 if an answer was wrong, the server said that it
 failed, or its memory at the end is not within 2% of what it was after the first tenth of the time.
@@ -86,9 +86,10 @@ def main() -> int:
         statistics.median(each.memory for each in part) for part in (warm[:tenth], warm[-tenth:])
     )
     print(
-        f"{tally.right:,} answers right, {len(tally.wrong)} wrong; {tally.faults.total():,} faults; "
-        f"{len(failed)} failures of the server; memory {100 * (last / first - 1):+.2f}% from the "
-        f"first tenth to the last, after a warm-up of {100 * WARM:.0f}%"
+        f"{tally.right:,} answers right, {len(tally.wrong)} wrong; "
+        f"{tally.faults.total():,} faults, {len(failed)} failures of the server; memory "
+        f"{100 * (last / first - 1):+.2f}% from the first tenth to the last, after a warm-up of "
+        f"{100 * WARM:.0f}%"
     )
     for line in [*tally.wrong, *failed][:10]:
         print(line, file=sys.stderr)
