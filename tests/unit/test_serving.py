@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 
 from potexport.errors import PotexportError
 from potexport.serving.auth import Keys, host_of
-from potexport.serving.protocol import ApiError, Asked, Served, chain, parse
+from potexport.serving.protocol import NEUTRAL, USED, ApiError, Asked, Served, chain, parse
 
 SERVED = Served("m", max_tokens=50, temperature=0.0)
-FIELDS = tuple(
-    "model messages stream stream_options max_tokens temperature top_p top_k seed stop metadata "
-    "chat_template_kwargs n tools user x".split()
-)
+FIELDS = sorted(USED | set(NEUTRAL) | {"user", "nonsense"})
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
     lambda each: (
