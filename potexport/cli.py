@@ -16,6 +16,7 @@ from potexport import (
     __version__,
     cli_bench,
     cli_build,
+    cli_chat,
     cli_eval,
     cli_npu,
     cli_report,
@@ -138,6 +139,7 @@ def models(json: bool) -> None:
 
 cli.add_command(cli_run.run)
 cli.add_command(cli_serve.serve)
+cli.add_command(cli_chat.chat)
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
 cli.add_command(cli_eval.evaluate)

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from potexport.cli_parts import COUNT, as_json, print_json
+from potexport.cli_parts import (
+    answering,
+    as_json,
+    compressing,
+    opened,
+    opening,
+    print_json,
+    sampling_of,
+)
+from potexport.errors import PotexportError
 
 if TYPE_CHECKING:
     from potexport.runtime.reading import Document, Frame
@@ -29,31 +38,13 @@ if TYPE_CHECKING:
               "that are written in it count.")  # fmt: skip
 @click.option("--catalyst", metavar="TEXT", help="Scores the pot. Default: the question; "
               "without one, the bundle's own instruction.")  # fmt: skip
-@click.option("--max-new-tokens", type=COUNT, default=256, metavar="TOKENS",
-              help="Longest answer. [256]")  # fmt: skip
-@click.option("--temperature", type=float, default=0.0, help="0 takes the likeliest token. [0]")
-@click.option("--top-k", type=int, default=0, metavar="TOKENS",
-              help="Draw from this many tokens; 0 is off. [0]")  # fmt: skip
-@click.option("--top-p", type=float, default=1.0, metavar="SHARE",
-              help="Draw from the likeliest tokens of this share; 1 is off. [1]")  # fmt: skip
-@click.option("--seed", type=int, help="Same seed, same answer. Default: a new one each time.")
-@click.option("--stop", multiple=True, metavar="TEXT",
-              help="End the answer before this text; may be given more than once.")  # fmt: skip
-@click.option("--policy", metavar="LABEL", help="Of those that the bundle holds. Default: its "
-              "first.")  # fmt: skip
-@click.option("--keep", metavar="SLOTS|auto", help="Slots that a compression keeps; auto: as few "
-              "as hold --keep-mass of the attention. Default: the bundle's.")  # fmt: skip
-@click.option("--keep-mass", type=float, metavar="SHARE",
-              help="Of the attention, for --keep auto. [0.95]")  # fmt: skip
+@answering
+@compressing
 @click.option("--save", type=click.Path(), metavar="PATH", help="Keep what was read in this file, "
               "before the question. Without a question nothing is answered.")  # fmt: skip
 @click.option("--load", type=click.Path(), metavar="PATH", help="Go on from such a file: nothing "
               "is read again. PROMPT is the question.")  # fmt: skip
-@click.option("--threads", type=COUNT, help="Default: one for each core it may use.")
-@click.option("--backend", default="auto", help="auto, npu or cpu. Auto takes the NPU if the "
-              "bundle was compiled for this device's. [auto]")  # fmt: skip
-@click.option("--no-check", is_flag=True,
-              help="Compare the files' sizes only, not their SHA-256.")  # fmt: skip
+@opening
 @as_json
 def run(
     bundle: Path,
@@ -84,9 +75,13 @@ def run(
     loads, alone = load is not None, save is not None and system is not None
     if loads and system is not None:
         raise click.UsageError("--system stands before what --load has read; give it to --save.")
-    sampling = _sampling(given, stop)
+    sampling = sampling_of(given, stop)
     document, question, scores = _what_to_read(prompt, file, question, more=loads, alone=alone)
-    session = _opened(bundle, load, save, given)
+    session = opened(bundle, load, save, given)
+    if session.said is not None:
+        raise PotexportError(
+            f"{load} holds a conversation; go on with it by: potexport chat --load"
+        )
     before, note = session.stats, session.note if loads else None
     if load is not None and not json:
         progress.note_loaded(session, load)
@@ -124,40 +119,6 @@ def _answer(
     if tell:
         click.echo()
     return tokens
-
-
-def _sampling(given: dict[str, Any], stop: tuple[str, ...]) -> Sampling:
-    """Takes its settings out of those given; what cannot work is refused now, not after a book."""
-    from potexport.runtime.sampling import Sampling
-    from potexport.runtime.text import StopStrings
-
-    names = ("temperature", "top_k", "top_p", "seed")
-    sampling = Sampling(**{name: given.pop(name) for name in names})
-    StopStrings(stop)
-    return sampling
-
-
-def _opened(bundle: Path, load: str | None, save: str | None, given: dict[str, Any]) -> Session:
-    from potexport.runtime.saved import check_place
-    from potexport.runtime.session import Session
-
-    if save is not None:
-        check_place(save)
-    keep, share = given.pop("keep"), given.pop("keep_mass")
-    session = Session.open(bundle, check=not given.pop("no_check"), saved=load, **given)
-    if keep is not None:
-        session.keep = "auto" if keep == "auto" else _number(keep)
-    if share is not None:
-        session.keep_mass = share
-    session.check_keep()
-    return session
-
-
-def _number(keep: str) -> int:
-    try:
-        return int(keep)
-    except ValueError as error:
-        raise click.UsageError(f"--keep is {keep!r}; give a number of slots, or auto.") from error
 
 
 def _saving(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from potexport.cli_parts import COUNT
+from potexport.cli_parts import COUNT, compressing, opened, opening
 from potexport.errors import PotexportError
 
 if TYPE_CHECKING:
@@ -43,14 +43,8 @@ if TYPE_CHECKING:
               help="Longest body of a request. [8388608]")  # fmt: skip
 @click.option("--temperature", type=float, default=0.0,
               help="Of requests that name none; 0 takes the likeliest token. [0]")  # fmt: skip
-@click.option("--policy", metavar="LABEL", help="Of those that the bundle holds. Default: its "
-              "first.")  # fmt: skip
-@click.option("--keep", metavar="SLOTS|auto", help="Slots that a compression keeps. Default: the "
-              "bundle's.")  # fmt: skip
-@click.option("--threads", type=COUNT, help="Default: one for each core it may use.")
-@click.option("--backend", default="auto", help="auto, npu or cpu. [auto]")
-@click.option("--no-check", is_flag=True,
-              help="Compare the files' sizes only, not their SHA-256.")  # fmt: skip
+@compressing
+@opening
 @click.option("--quiet", is_flag=True, help="No line for each request.")
 def serve(bundle: Path, **given: Any) -> None:
     """Serve BUNDLE to OpenAI's clients, over HTTP: /v1/chat/completions, /v1/models, /health and
@@ -95,16 +89,8 @@ def _require() -> None:
 
 
 def _opened(bundle: Path, given: dict[str, Any]) -> Session:
-    from potexport.cli_run import _number as slots
-    from potexport.runtime.session import Session
-
-    keep = given.pop("keep")
-    names = ("policy", "threads", "backend")
-    opened = {name: given.pop(name) for name in names}
-    session = Session.open(bundle, check=not given.pop("no_check"), **opened)
-    if keep is not None:
-        session.keep = slots(keep)
-    session.check_keep()
+    names = ("policy", "keep", "keep_mass", "threads", "backend", "no_check")
+    session = opened(bundle, None, None, {name: given.pop(name) for name in names})
     if not session.text.has_template:
         raise PotexportError(
             "the bundle has no chat template, so there are no chats to serve; build one from a "

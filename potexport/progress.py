@@ -119,9 +119,13 @@ class Reading(AbstractContextManager["Reading"]):
             f"{stats.compressions:,} compressions, {stats.fill:,}/{slots:,} slots"
         )
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """What was read is read; what is printed next stands in a line of its own."""
         if self._live:
             self._live.stop()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
 
 def note_catalyst(session: Session) -> None:

@@ -7,6 +7,7 @@ by comparing tokens: templates trim what they are given, and drop what was thoug
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class Chat:
         among them, as they were shown. If it goes on from what was said (`continues`), only what is
         new is read. If not, or if something else was fed since, the session forgets all that it has
         read and reads all of it: `stats` then counts from nothing again. A system prompt at the
-        beginning is pinned where the pot has room for it.
+        beginning is pinned, unless it is too long for that (`pinned` says).
 
         An answer may be left at any token. What was shown of it was said, and the next call
         ends it as the template does. The tokens of a stop string stay in the pot, though they were
@@ -97,9 +98,11 @@ class Chat:
         return said if said is not None and said.length == self._session.length else None
 
     def _pin(self, ids: Ids) -> None:
-        """Feed what no compression is to drop."""
+        """Feed what no compression is to drop, if the pot has room for it beside the rest."""
         self._session.feed(ids)
-        # PIN: `Session.pin` here, once it exists; what it refuses (no room) stays unpinned.
+        if ids.size:
+            with suppress(PotexportError):
+                self._session.pin()
 
     def _score_by(self, message: Plain) -> None:
         """The last message scores the pot, as a question does, unless somebody set the catalyst."""

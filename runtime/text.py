@@ -167,7 +167,8 @@ class Stream:
     """Ids one by one to text that never ends within a character; made by `Text.stream`.
 
     All pieces and the flush together equal `Text.decode` of all ids, except that malformed bytes
-    may give another number of U+FFFD. `tokenizers` has a DecodeStream of its own; it cannot be
+    may give another number of U+FFFD, and byte fallback's decoder also takes back the characters
+    before them, which were said. `tokenizers` has a DecodeStream of its own; it cannot be
     flushed, raises on malformed byte-fallback runs, and keeps every special token it has seen.
     """
 

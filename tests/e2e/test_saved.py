@@ -179,8 +179,9 @@ def test_the_editor_can_also_leave_a_file_whole(
     "facts",
     [
         {"format": 3},
+        {"format": 1},
         {"format": 0},
-        {"format": "1"},
+        {"format": "2"},
         {"fills": [49]},
         {"fills": [-1]},
         {"fills": [1 << 40]},
@@ -189,6 +190,10 @@ def test_the_editor_can_also_leave_a_file_whole(
         {"position": 10**30},
         {"position": 3},
         {"position": -1},
+        {"pinned": -1},
+        {"pinned": 21},
+        {"pinned": 10**30},
+        {"pinned": None},
         {"novelty": float("nan")},
         {"novelty": 10**400},
         {"stats": {}},
@@ -215,7 +220,7 @@ def test_a_forged_file_is_refused(
         if isinstance(array, np.ndarray):
             first, last = header[name.replace("__", ".")]["data_offsets"]
             facts[name] = np.resize(array, (last - first) // array.itemsize)
-    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format 3)"):
+    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format [13])"):
         opened.load(edited(whole, tmp_path / "a.pot", **facts))
 
 
@@ -346,3 +351,27 @@ def test_settings_and_note_come_along(bundle: Path, tmp_path: Path) -> None:
     assert (other.keep, other.keep_mass, other.note) == ("auto", 0.7, "Chapter 1")
     assert np.array_equal(other.catalyst, session.catalyst)
     assert other.policy == session.policy
+
+
+def test_a_forged_conversation_is_refused(session_said: Session, tmp_path: Path) -> None:
+    """What was said is data as the rest is: its types are looked at."""
+    path = tmp_path / "said.pot"
+    session_said.save(path)
+    whole = session_said.said
+    assert whole is not None
+    session_said.load(edited(path, tmp_path / "a.pot", novelty=0.25))
+    assert session_said.said == whole
+    size = len(whole.to_bytes())
+    for said in (b"", b"[" * size, b"{}", b"[]", b'{"messages": 3}', b"\xff\xfe"):
+        forged = np.frombuffer(said.ljust(size)[:size], np.uint8)
+        with pytest.raises(PotexportError, match=r"a\.pot is damaged"):
+            session_said.load(edited(path, tmp_path / "a.pot", conversation=forged))
+        assert session_said.said == whole
+
+
+@pytest.fixture
+def session_said(opened: Session) -> Session:
+    opened.reset()
+    for _ in opened.chat([{"role": "user", "content": "Who?"}], max_new_tokens=3):
+        pass
+    return opened

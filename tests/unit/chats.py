@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from potexport.runtime.text import Text
 
@@ -85,6 +94,25 @@ def trained() -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
+    return tokenizer
+
+
+def sentencepiece_like() -> Tokenizer:
+    """Llama's way: blanks are letters, byte fallback, and the first token's space is dropped."""
+    words = ["<unk>", "<s>", *(f"<0x{b:02X}>" for b in range(256)), "▁Hello", "▁world", "▁", "!"]
+    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<s>"])
     return tokenizer
 
 

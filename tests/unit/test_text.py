@@ -13,12 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
 from tokenizers.decoders import DecodeStream
 
 from potexport.errors import PotexportError
 from potexport.runtime.text import StopStrings, Stream, Text
-from tests.unit.chats import CHAT, CHATML, SENTENCES, TEXT, TOKENIZER, trained
+from tests.unit.chats import (
+    CHAT,
+    CHATML,
+    SENTENCES,
+    TEXT,
+    TOKENIZER,
+    sentencepiece_like,
+    trained,
+)
 
 
 @pytest.fixture
@@ -174,22 +181,6 @@ def test_garbage_is_not_held_for_ever() -> None:
     pieces = [stream.push(lone) for _ in range(100)]
     assert "".join(pieces).count("\ufffd") >= 64
     assert len(stream._pending) < 64
-
-
-def sentencepiece_like() -> Tokenizer:
-    """Llama's decoder: byte fallback, and the first token's space is dropped."""
-    words = ["<unk>", "<s>", *(f"<0x{b:02X}>" for b in range(256)), "▁Hello", "▁world", "▁", "!"]
-    tokenizer = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    tokenizer.add_special_tokens(["<s>"])
-    return tokenizer
 
 
 def test_stream_keeps_spaces_that_a_first_token_would_lose() -> None:
