@@ -43,6 +43,8 @@ if TYPE_CHECKING:
               help="Longest body of a request. [8388608]")  # fmt: skip
 @click.option("--temperature", type=float, default=0.0,
               help="Of requests that name none; 0 takes the likeliest token. [0]")  # fmt: skip
+@click.option("--grace", type=click.FloatRange(min=0), default=10.0, metavar="SECONDS",
+              help="That answers may still take when the server is told to end. [10]")  # fmt: skip
 @compressing
 @opening
 @click.option("--quiet", is_flag=True, help="No line for each request.")

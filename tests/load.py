@@ -113,8 +113,9 @@ async def leaves_mid_stream(server: Server) -> None:
         chunks = await client.chat.completions.create(
             model=server.model, messages=asked, max_tokens=TOKENS, stream=True
         )
-        async for _ in chunks:
-            return  # closes the connection
+        async with chunks:
+            async for _ in chunks:
+                break
 
 
 async def leaves_before_the_answer(server: Server) -> None:

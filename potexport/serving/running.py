@@ -19,7 +19,6 @@ from potexport.serving.server import listen, serve
 from potexport.serving.sessions import Sessions
 from potexport.serving.web import Limits
 
-GRACE = 10.0  # seconds that answers may still take when the server is told to end
 BODY_SECONDS = 60.0  # for a request's body to arrive
 
 
@@ -39,6 +38,7 @@ class Settings:
     max_tokens: int
     max_request_bytes: int
     temperature: float
+    grace: float
     quiet: bool
 
 
@@ -80,7 +80,7 @@ def run(session: Session, settings: Settings, keys: Keys, *, tell: Callable[[str
                 engine,
                 listening,
                 connections=settings.connections,
-                grace=GRACE,
+                grace=settings.grace,
                 ready=lambda: tell(f"{settings.name}: http://{_shown(settings.host)}:{port}/v1"),
             )
         finally:

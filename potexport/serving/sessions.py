@@ -83,6 +83,7 @@ class Sessions:
         keys: of the first 1, 2, … messages. One message at least stays to be read. Returns how many
         are held.
         """
+        self.session.policy = self.session.policy  # the catalyst of another's question goes
         for count in range(len(keys) - 1, 0, -1):
             held = self._held.get(keys[count - 1])
             origin = self._restored(held) if held else None

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from click.testing import CliRunner
+
 from potexport.runtime.session import Session
 from tests import tiny
 from tests.load import Tally, crowd, scripts
@@ -45,7 +47,8 @@ def tiny_bundle(folder: Path) -> Path:
     options = [text for name, value in POT.items() for text in (f"--{name}", str(value))]
     made = folder / "tiny.bundle"
     arguments = ["build", str(folder / "model"), "-o", str(made), *options]
-    cli.main([*arguments, "--policy", "infinipot"], standalone_mode=False)
+    result = CliRunner().invoke(cli, [*arguments, "--policy", "infinipot"])
+    assert result.exit_code == 0, result.stderr
     return made
 
 

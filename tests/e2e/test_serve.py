@@ -327,6 +327,30 @@ def test_a_full_line_and_clients_that_leave(strict: Running, book: str) -> None:
     assert counted(strict, "potexport_tokens_read_total") < 50_000  # it stopped within the text
 
 
+def test_an_answer_that_takes_too_long_to_end(bundle: Path, book: str, tmp_path: Path) -> None:
+    """SIGTERM while a text is read: the client is told, and the server ends well."""
+    options = (*ONE, "--grace", 0.1, "--state", tmp_path / "state")
+    with serving(bundle, *options) as running:
+        kept = text_of(ask(running, [user("Who?")]))
+
+        async def scene() -> BaseException | None:
+            async with running.server.client() as client:
+                long = [user(book * 70)]
+                create = client.chat.completions.create
+                task = asyncio.create_task(create(model="tiny", messages=long))
+                await until(lambda: counted(running, "potexport_running") == 1)
+                running.process.terminate()
+                (found,) = await asyncio.gather(task, return_exceptions=True)
+            return found if isinstance(found, BaseException) else None
+
+        error = asyncio.run(scene())
+        assert isinstance(error, openai.InternalServerError)
+        assert (error.status_code, error.code) == (503, "ending")
+        assert running.end() == 0
+    with serving(bundle, *options) as again:
+        assert read_of(ask(again, [user("Who?"), assistant(kept), user("So?")])) < 30
+
+
 async def until(holds: Any) -> None:
     for _ in range(2000):
         if await asyncio.to_thread(holds):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from potexport.errors import PotexportError
+from potexport.serving import server as sockets
 from potexport.serving.auth import Keys, host_of
 from potexport.serving.protocol import NEUTRAL, USED, ApiError, Asked, Served, chain, parse
+from potexport.serving.web import Limits, read_body
 
 SERVED = Served("m", max_tokens=50, temperature=0.0)
 FIELDS = sorted(USED | set(NEUTRAL) | {"user", "nonsense"})
@@ -121,3 +127,71 @@ def test_keys(tmp_path: Path) -> None:
 )
 def test_hosts(header: str, host: str) -> None:
     assert host_of(header) == host
+
+
+def body_of(*blocks: bytes, ends: bool = True, limit: int = 10) -> bytes:
+    """What is read of a body that comes in these blocks, and ends, or never does."""
+    left = [{"type": "http.request", "body": each, "more_body": True} for each in blocks]
+    left += [{"type": "http.request", "body": b"", "more_body": False}] if ends else []
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.Event().wait()
+        return left.pop(0)
+
+    headers = [(b"content-type", b"application/json; charset=utf-8")]
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    limits = Limits(limit, body_seconds=0.05, hosts=None)
+    return asyncio.run(read_body(Request(scope, receive), limits))
+
+
+def test_bodies_end() -> None:
+    assert body_of(b"12345", b"67890") == b"1234567890"
+    with pytest.raises(ApiError) as late:
+        body_of(b"12345", ends=False)
+    assert late.value.status == 408
+    for ends in (True, False):  # far beyond the limit the end is not waited for
+        with pytest.raises(ApiError) as long:
+            body_of(*[b"12345"] * 100, ends=ends)
+        assert long.value.status == 413
+
+
+async def talks_for_long(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while True:  # uvicorn drops what is sent to nobody
+        await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        (b"", "HEADER_SECONDS"),  # a client that does not speak
+        (b"GET / HTTP/1.1\r\nhost: x\r\n", "HEADER_SECONDS"),  # that does not end
+        (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", "DEAF_SECONDS"),  # that does not listen
+    ],
+)
+def test_a_connection_ends(said: bytes, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other limit stays at a minute: it is not the one that ends it."""
+    monkeypatch.setattr(sockets, limit, 0.05)
+    config = uvicorn.Config(
+        talks_for_long, http=sockets.Punctual, ws="none", lifespan="off", log_config=None
+    )
+
+    async def scene() -> None:
+        server = uvicorn.Server(config)
+        listening = sockets.listen("127.0.0.1", 0)
+        running = asyncio.create_task(server.serve([listening]))
+        _, writer = await asyncio.open_connection(*listening.getsockname()[:2], limit=1024)
+        writer.write(said)
+        while not server.server_state.connections:
+            await asyncio.sleep(0.001)
+        while server.server_state.connections:
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        for task in server.server_state.tasks:
+            task.cancel()
+        server.should_exit = True
+        await running
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
