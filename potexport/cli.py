@@ -21,6 +21,7 @@ from potexport import (
     cli_npu,
     cli_report,
     cli_run,
+    cli_serve,
 )
 from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
@@ -137,6 +138,7 @@ def models(json: bool) -> None:
 
 
 cli.add_command(cli_run.run)
+cli.add_command(cli_serve.serve)
 cli.add_command(cli_chat.chat)
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
