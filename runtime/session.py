@@ -74,6 +74,7 @@ class Session:
         check: bool = True,
         policy: str | Sequence[str] | None = None,
         saved: str | os.PathLike[str] | None = None,
+        max_bytes: int | None = None,
     ) -> Session:
         """Load a bundle.
 
@@ -85,20 +86,21 @@ class Session:
             threads: of graphs on the CPU; all that this process may use by default.
             check: compare every file's SHA-256 with the manifest; sizes are compared in any case.
             saved: a file to `load`; its policy is then the default.
+            max_bytes: of memory that it may take (`limits.planned`, and what graphs compute in
+                between); all that this machine has by default.
 
         Raises PotexportError for a bundle, or a file, that is missing, incomplete, altered or of a
         newer format.
         """
         manifest = bundle.read(folder)
         bundle.check_files(folder, manifest, digests=check)
-        text = Text.open(os.fspath(folder))
+        text = Text.open(os.fspath(folder), manifest.files)
         default = manifest.policy.label if saved is None else policy_of(saved, manifest)
         labels = [policy] if isinstance(policy, str) else policy or [default]
         chosen = [manifest.policy_of(label) for label in labels]
         graphs = [each.graph for each in chosen]
-        opened = open_backend(
-            folder, manifest, on=backend, threads=threads, soc=soc, policies=graphs
-        )
+        options = {"on": backend, "threads": threads, "soc": soc, "max_bytes": max_bytes}
+        opened = open_backend(folder, manifest, policies=graphs, **options)
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
         if saved is not None:
@@ -385,9 +387,8 @@ class Session:
             self.backend.observe(last, back=last.size, into="window")
 
     def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
-        if isinstance(prompt, str):
-            return self.text.encode(prompt)
-        return token_ids(prompt, self.manifest.model.vocab_size)
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        return token_ids(ids, self.manifest.model.vocab_size)
 
     def _count(self, **more: float) -> None:
         self._stats = replace(
