@@ -253,7 +253,10 @@ def _parse(document: dict[str, Any]) -> Manifest:
     manifest = strict.made(Manifest, given)
     manifest.pot.check()
     _check_numbers(manifest)
-    _check_words(manifest)
+    _check_names(manifest)
+    spoken = "".join(manifest.catalyst.split())[:1000]  # it may have lines, and be long
+    if not all(map(strict.is_plain, strict.words({**document, "catalyst": spoken}))):
+        raise ValueError("its words are not printable")
     _check_graphs(manifest, document["graphs"])
     for name in (
         manifest.weights,
@@ -288,8 +291,8 @@ def _check_numbers(manifest: Manifest) -> None:
         raise ValueError("a file has a negative size")
 
 
-def _check_words(manifest: Manifest) -> None:
-    """ValueError for names that lead elsewhere, or that a terminal should not be shown."""
+def _check_names(manifest: Manifest) -> None:
+    """ValueError for names that lead elsewhere, or to nothing."""
     first, *others = manifest.policies
     graphs = [policy.graph for policy in others]
     own = all(re.fullmatch(r"compress_\w+", graph) for graph in graphs)
@@ -301,12 +304,6 @@ def _check_words(manifest: Manifest) -> None:
     contexts = (context.file for npu in manifest.npu for context in npu.contexts.values())
     for name in (*manifest.files, manifest.weights, *contexts):
         _plain_name(name)
-    words = [manifest.precision, manifest.target, manifest.runtime, manifest.source]
-    words += [*manifest.tools, *manifest.tools.values(), *(npu.soc for npu in manifest.npu)]
-    words += [word for policy in manifest.policies for word in (policy.label, policy.name)]
-    words += [manifest.program.delegate] if manifest.program else []
-    if not all(map(strict.is_plain, words)):
-        raise ValueError("its words are not printable")
     if manifest.pot_dtype and manifest.pot_dtype not in POT_DTYPES:
         raise ValueError(f"its pot is of type {manifest.pot_dtype!r}")
 

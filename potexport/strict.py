@@ -13,6 +13,7 @@ import math
 import os
 import stat
 import types
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -147,6 +148,19 @@ def _dataclass(kind: Any, given: Any, where: str) -> Any:
     if missing := [n for n, (_, must) in known.items() if must and n not in entries]:
         raise ValueError(f"{where} has no {missing[0]}")
     return kind(**{n: _made(known[n][0], each, f"{where}.{n}") for n, each in entries.items()})
+
+
+def words(document: Any) -> Iterator[str]:
+    """Every name and text of a JSON document."""
+    waiting = [document]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, list):
+            waiting += each
 
 
 def is_plain(words: str) -> bool:

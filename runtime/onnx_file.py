@@ -24,11 +24,11 @@ OPERATORS: Mapping[bytes, frozenset[bytes]] = {
         b"Abs Add And ArgMax Cast Clip Concat Conv Cos CumSum DequantizeLinear Div Einsum Equal "
         b"Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater "
         b"GreaterOrEqual HardSigmoid HardSwish Identity IsNaN LayerNormalization Less LessOrEqual "
-        b"Log LogSoftmax MatMul Max MaxPool AveragePool Mean Min Mod Mul Neg Not Or Pad Pow QuantizeLinear "
-        b"Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare Relu "
-        b"Reshape RMSNormalization RotaryEmbedding Round ScatterElements ScatterND Sigmoid Sign "
-        b"SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Swish "
-        b"Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
+        b"Log LogSoftmax MatMul Max MaxPool AveragePool Mean Min Mod Mul Neg Not Or Pad "
+        b"Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum "
+        b"ReduceSumSquare Relu Reshape RMSNormalization RotaryEmbedding Round ScatterElements "
+        b"ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt "
+        b"Squeeze Sub Sum Swish Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
     ),
     b"com.microsoft": frozenset(
         b"BiasGelu DynamicQuantizeMatMul FastGelu FusedMatMul GatherBlockQuantized Gelu "

@@ -143,11 +143,13 @@ def _is_repeat(part: str) -> bool:
 
 
 def _probe(tokenizer: Tokenizer, patterns: list[str]) -> None:
-    """ValueError for a tokenizer that takes long where a character is repeated."""
-    tried = dict.fromkeys(COMMON + "".join(patterns))
-    for character in list(tried)[:MOST_PROBED]:
-        for length in PROBES if patterns else ():
+    """ValueError for a tokenizer that takes long where a character is repeated, and what is behind
+    fits no pattern, though all that a pattern asks for is there."""
+    tried = list(dict.fromkeys(COMMON + "".join(patterns)))[:MOST_PROBED]
+    behind = "\0" + "".join(tried)
+    for character in tried if patterns else ():
+        for length in PROBES:
             started = time.monotonic()
-            tokenizer.encode(character * length, add_special_tokens=False)
+            tokenizer.encode(character * length + behind, add_special_tokens=False)
             if time.monotonic() - started > MOST_SECONDS:
                 raise ValueError(f"it takes too long for {length} times {character!r}")
