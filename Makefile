@@ -19,13 +19,15 @@ NOVELTY := $(CACHE)/smollm2-135m-instruct.infinipot
 # Of `make bench`; and how many tokens its longest reading has.
 FIGURES := $(CACHE)/bench.json
 READ ?= 100000
+# Of `make fuzz` and `make kills`.
+SEED ?= 0
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench bench-runtimes quality format model gemma clean help
+.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench bench-runtimes fuzz kills quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -84,6 +86,12 @@ bench-runtimes: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(E
 
 verify-memory: $(VENV)/ready  ## memory of a build of 1.2 billion random weights, both runtimes; 10 GB of disk, 13 of memory
 	PYTHONPATH=. $(BIN)/python tests/bench/build_memory.py --folder $(CACHE)
+
+fuzz: $(VENV)/ready  ## 10,000 bundles that mean harm; SEED=10000 for others
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.run --cases 10000 --seed $(SEED)
+
+kills: $(VENV)/ready  ## 200 builds and 200 saves, killed at random moments
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.kills --builds 200 --saves 200 --seed $(SEED)
 
 quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
 	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json

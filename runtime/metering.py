@@ -110,6 +110,11 @@ def check_format(form: str, given: Any) -> None:
     check_size(len(form) + fields * (weight(given) + max(widths, default=0)))
 
 
+def _parts(value: Any) -> int:
+    """How many a value has that can be gone through; nobody knows of a generator."""
+    return len(value) if isinstance(value, (str, list, tuple, Mapping)) else MAX_PARTS
+
+
 def _flat(given: Any) -> list[Any]:
     if isinstance(given, Mapping):
         return list(given.values())
@@ -124,7 +129,7 @@ def check_method(text: str, name: str, args: tuple[Any, ...], kwargs: Mapping[st
         check_size(len(text) + text.count(values[0]) * max(map(weight, values[1:]), default=0))
     elif name == "join":
         for each in values:
-            check_size(weight(each) * (len(text) + 1))
+            check_size(weight(each) + _parts(each) * len(text))
     elif name == "translate":
         check_size(len(text) * max((weight(each) for each in values), default=1))
     elif name == "expandtabs":
@@ -138,8 +143,7 @@ def check_filter(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[s
     given = (*args, *kwargs.values())
     longest = max((len(each) for each in given if isinstance(each, str)), default=0)
     if name == "join":
-        parts = len(value) if isinstance(value, (str, list, tuple, Mapping)) else MAX_PARTS
-        check_size(parts * longest)
+        check_size(_parts(value) * longest)
     if not isinstance(value, str):
         return
     if name == "format":

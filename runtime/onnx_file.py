@@ -2,13 +2,14 @@
 
 An ONNX file is a protocol buffer, of which only what is asked about is read here; the package onnx
 is not among what a phone needs. Allowed is what our own builds write: operators of two domains, no
-graph within a graph, no function, no weight but in the bundle's own weights file, and no value that
-constants alone make, for ONNX Runtime would compute it, however large, as it loads the file.
+graph within a graph, no function, no weight but in the bundle's own weights file. What constants
+alone make must be small, for ONNX Runtime computes it as it loads the file, in memory of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 
 from potexport import strict
@@ -37,10 +38,16 @@ OPERATORS: Mapping[bytes, frozenset[bytes]] = {
         b"QuantizeLinear DequantizeLinear".split()
     ),
 }
-# Make no more of a constant than four times its bytes.
-SAFE_ON_CONSTANTS = frozenset(
-    b"Cast DequantizeLinear Identity QuantizeLinear Reshape Squeeze Transpose Unsqueeze".split()
+# On constants: make as many numbers as the first has, or at most the product of all.
+KEEPING = frozenset(
+    b"Abs Cast Clip DequantizeLinear Floor Identity Neg Not QuantizeLinear Reciprocal Reshape Round "
+    b"Sign Slice Sqrt Squeeze Transpose Trilu Unsqueeze".split()
 )
+BROADCASTING = frozenset(
+    b"Add And Concat Div Equal Gather Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or "
+    b"Pow Sub Sum Where Xor".split()
+)
+MOST_MADE = 1 << 22  # numbers that constants make together, beside as many as there are weights
 EXTERNAL, STRING = 1, 8  # of TensorProto: a data_location, a data_type
 Fields = Iterator[tuple[int, int, bytes]]
 
@@ -103,28 +110,35 @@ def _check_model(data: bytes, weights: bytes) -> None:
 
 
 def _check_graph(data: bytes, weights: bytes) -> None:
-    """Fields of GraphProto: 1 node, 5 initializer, 15 sparse_initializer."""
+    """Fields of GraphProto: 1 node, 5 initializer, 11 input, 15 sparse_initializer."""
     nodes: list[bytes] = []
-    constant: set[bytes] = set()
+    known: set[bytes] = set()  # names that have a value
+    constants: dict[bytes, int] = {}  # how many numbers each has at most
     inline = 0
     for number, _, part in _fields(data):
         if number == 1:
             nodes.append(part)
         elif number == 5:
-            name, size = _check_tensor(part, weights)
-            constant.add(name)
+            name, size, constants[name] = _check_tensor(part, weights)
             inline += size
+        elif number == 11:
+            known.add(next((name for n, _, name in _fields(part) if n == 1), b""))
         elif number == 15:
             raise ValueError("it has sparse weights")
     if len(nodes) > MOST_NODES or inline > MOST_INLINE:
         raise ValueError(f"it has {len(nodes)} nodes, and {inline} bytes of weights within it")
+    given = sum(constants.values())
+    known.update(constants)
     for node in nodes:
-        _check_node(node, constant)
+        _check_node(node, constants, known)
+    made = sum(constants.values()) - given
+    if made > given + MOST_MADE:
+        raise ValueError(f"its constants make {made} numbers")
 
 
-def _check_node(data: bytes, constant: set[bytes]) -> None:
-    """Fields of NodeProto: 1 input, 2 output, 4 op_type, 5 attribute, 7 domain. constant: names of
-    what has a value before the graph runs; this node's are added."""
+def _check_node(data: bytes, constants: dict[bytes, int], known: set[bytes]) -> None:
+    """Fields of NodeProto: 1 input, 2 output, 4 op_type, 5 attribute, 7 domain. constants: of what
+    has a value before the graph runs; this node's outputs are added to both."""
     inputs: list[bytes] = []
     outputs: list[bytes] = []
     operator = domain = b""
@@ -141,10 +155,17 @@ def _check_node(data: bytes, constant: set[bytes]) -> None:
             domain = part
     if operator not in OPERATORS.get(b"" if domain == b"ai.onnx" else domain, ()):
         raise ValueError(f"it has the operator {operator[:60]!r} of {domain[:60]!r}")
-    if constant.issuperset(inputs):
-        if operator not in SAFE_ON_CONSTANTS:
+    if not known.issuperset(inputs):  # of a later node: then nobody could say what is constant
+        raise ValueError(f"it has a {operator!r} of what is not made yet")
+    known.update(outputs)
+    if all(name in constants for name in inputs):
+        sizes = [constants[name] for name in inputs] or [0]
+        if operator not in KEEPING | BROADCASTING:
             raise ValueError(f"it has the operator {operator!r} on constants")
-        constant.update(outputs)
+        made = sizes[0] if operator in KEEPING else prod(max(size, 1) for size in sizes)
+        if operator in BROADCASTING and made > MOST_MADE:
+            raise ValueError(f"its constants make {made} numbers")
+        constants.update(dict.fromkeys(outputs, made))
 
 
 def _check_attribute(data: bytes) -> None:
@@ -154,26 +175,39 @@ def _check_attribute(data: bytes) -> None:
             raise ValueError("it has a graph or a tensor within a node")
 
 
-def _check_tensor(data: bytes, weights: bytes) -> tuple[bytes, int]:
-    """Name of a TensorProto, and its bytes within the file: 0 where it is in the weights file.
+def _check_tensor(data: bytes, weights: bytes) -> tuple[bytes, int, int]:
+    """Of a TensorProto: its name; its bytes within the file, 0 where it is in the weights file; how
+    many numbers it has.
 
     Fields: 1 dims, 2 data_type, 8 name, 9 raw_data, 13 external_data, 14 data_location; the other
     data fields are those of small tensors.
     """
-    name, where, said, size = b"", 0, [], 0
+    name, where, size = b"", 0, 0
+    shape: list[int] = []
+    said: list[bytes] = []
     for number, value, part in _fields(data):
-        if number == 2 and value == STRING:
+        if number == 1:
+            shape += _packed(part) if part else [value]
+        elif number == 2 and value == STRING:
             raise ValueError("it has a tensor of texts")
-        if number == 8:
+        elif number == 8:
             name = part
         elif number == 13:
             said.append(part)
         elif number == 14:
             where = value
-        elif number != 1:
+        else:
             size += len(part)
     entries = [{n: value for n, _, value in _fields(each)} for each in said]
     locations = [each.get(2, b"") for each in entries if each.get(1) == b"location"]
     if (where == EXTERNAL or said) and locations != [weights]:
         raise ValueError(f"the weight {name[:60]!r} is in {b', '.join(locations)[:60]!r}")
-    return name, size
+    return name, size, prod(shape)
+
+
+def _packed(data: bytes) -> list[int]:
+    found, at = [], 0
+    while at < len(data):
+        value, at = _number(data, at)
+        found.append(value)
+    return found

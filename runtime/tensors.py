@@ -85,6 +85,10 @@ def _checked(name: str, given: Any, size: int) -> _Entry:
     return entry
 
 
+def _places(tensors: Entries) -> Iterable[tuple[int, int]]:
+    return (each["data_offsets"] for each in tensors.values())
+
+
 def map_weights(path: Path) -> dict[str, Array]:
     """Name -> array over the memory-mapped file."""
     try:
@@ -98,6 +102,8 @@ def map_weights(path: Path) -> dict[str, Array]:
         strict.made(dict[str, Any], found).pop(METADATA, None)
         data = raw[8 + length :]
         known = {name: asdict(_checked(name, each, data.size)) for name, each in found.items()}
+        if sum(last - first for first, last in _places(known)) > data.size:
+            raise ValueError("its tensors lie within each other")
         return arrays(known, data)
     except (OSError, ValueError, RecursionError) as error:
         raise PotexportError(

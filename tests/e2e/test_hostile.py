@@ -73,6 +73,18 @@ def _constants(model: Any) -> None:
     model.graph.node.append(helper.make_node("Expand", ["one", "shape"], ["all"]))
 
 
+def _broadcast(model: Any) -> None:
+    for name, shape in (("tall", [1 << 12, 1]), ("wide", [1, 1 << 12])):
+        zeros = helper.make_tensor(name, TensorProto.FLOAT, shape, bytes(1 << 14), raw=True)
+        model.graph.initializer.append(zeros)
+    model.graph.node.append(helper.make_node("Add", ["tall", "wide"], ["all"]))
+
+
+def _order(model: Any) -> None:
+    model.graph.node.insert(0, helper.make_node("Add", ["later", "later"], ["all"]))
+    model.graph.node.append(helper.make_node("Expand", ["one", "shape"], ["later"]))
+
+
 def _operator(model: Any) -> None:
     model.graph.node[0].op_type = "ConstantOfShape"
 
@@ -95,6 +107,8 @@ def _sparse(model: Any) -> None:
         (_location, "is in b'/etc/passwd'"),
         (_sub_graph, "a graph or a tensor within a node"),
         (_constants, "operator b'Expand' on constants"),
+        (_broadcast, "its constants make 16777216 numbers"),
+        (_order, "a b'Add' of what is not made yet"),
         (_operator, "the operator b'ConstantOfShape'"),
         (_domain, "the operators of b'com.example'"),
         (_function, "it has functions"),

@@ -20,7 +20,8 @@ from tests.fuzz.values import change, damaged, dumped, strange
 MANIFEST = "potexport.json"
 PATTERNS = (
     "(a+)+$", "(a|aa)+$", "(.*)*x", r"(a)\1", "a*a*a*a*b", "a*a+b", "(", "[", "a{1,99999}",
-    "(?=a)*", r"\p{Nope}", "((((((a?)?)?)?)?)?)*", r"(?<x>a)\g<x>", "[^" + "a" * 9000 + "]", ".*.*.*=",
+    "(?=a)*", r"\p{Nope}", "((((((a?)?)?)?)?)?)*", r"(?<x>a)\g<x>", ".*.*.*=",
+    "[^" + "a" * 9000 + "]",
 )  # fmt: skip
 Mutation = Callable[[Path, random.Random], None]
 
