@@ -34,6 +34,7 @@ def write(
     """Write graphs and weights into the bundle, and read them back; what the manifest says of
     them. Takes over `model`."""
     from potexport import store_onnx
+    from potexport.runtime import onnx_file
 
     models = trace(decided, model, tokenizer, folder, stage)
     stage("write")
@@ -41,6 +42,7 @@ def write(
     stage("check")
     for name, spec in decided.layout.graphs().items():
         store_onnx.check(folder / f"{name}.onnx", spec)
+        onnx_file.check(folder / f"{name}.onnx", store_onnx.WEIGHTS)  # as whoever opens it will
     if not decided.target.compiler:
         return {"weights": store_onnx.WEIGHTS}
     compiled = compiler(decided.target).compile_into(

@@ -20,28 +20,32 @@ LARGEST = 64 << 20  # bytes; ours have some hundred thousand, and a few million 
 MOST_NODES = 1 << 18
 MOST_INLINE = 1 << 24  # bytes of all tensors that are not in the weights file
 # By domain; the second is ONNX Runtime's own.
+PLAIN = b"""
+    Abs Add And ArgMax AveragePool Cast Clip Concat Conv Cos CumSum DequantizeLinear Div Einsum
+    Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater
+    GreaterOrEqual HardSigmoid HardSwish Identity IsNaN LayerNormalization Less LessOrEqual Log
+    LogSoftmax MatMul Max MaxPool Mean Min Mod Mul Neg Not Or Pad Pow QuantizeLinear
+    RMSNormalization Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum
+    ReduceSumSquare Relu Reshape RotaryEmbedding Round ScatterElements ScatterND Sigmoid Sign
+    SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Swish
+    Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
+""".split()
+FUSED = b"""
+    BiasGelu DequantizeLinear DynamicQuantizeMatMul FastGelu FusedMatMul GatherBlockQuantized
+    Gelu GroupQueryAttention MatMulIntegerToFloat MatMulNBits QuantizeLinear QuickGelu
+    RotaryEmbedding SimplifiedLayerNormalization SkipLayerNormalization
+    SkipSimplifiedLayerNormalization
+""".split()
 OPERATORS: Mapping[bytes, frozenset[bytes]] = {
-    b"": frozenset(
-        b"Abs Add And ArgMax Cast Clip Concat Conv Cos CumSum DequantizeLinear Div Einsum Equal "
-        b"Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm Greater "
-        b"GreaterOrEqual HardSigmoid HardSwish Identity IsNaN LayerNormalization Less LessOrEqual "
-        b"Log LogSoftmax MatMul Max MaxPool AveragePool Mean Min Mod Mul Neg Not Or Pad "
-        b"Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum "
-        b"ReduceSumSquare Relu Reshape RMSNormalization RotaryEmbedding Round ScatterElements "
-        b"ScatterND Sigmoid Sign SimplifiedLayerNormalization Sin Slice Softmax Softplus Split Sqrt "
-        b"Squeeze Sub Sum Swish Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor".split()
-    ),
-    b"com.microsoft": frozenset(
-        b"BiasGelu DynamicQuantizeMatMul FastGelu FusedMatMul GatherBlockQuantized Gelu "
-        b"GroupQueryAttention MatMulNBits MatMulIntegerToFloat QuickGelu RotaryEmbedding "
-        b"SkipLayerNormalization SkipSimplifiedLayerNormalization SimplifiedLayerNormalization "
-        b"QuantizeLinear DequantizeLinear".split()
-    ),
+    b"": frozenset(PLAIN),
+    b"com.microsoft": frozenset(FUSED),
 }
 # On constants: make as many numbers as the first has, or at most the product of all.
 KEEPING = frozenset(
-    b"Abs Cast Clip DequantizeLinear Floor Identity Neg Not QuantizeLinear Reciprocal Reshape Round "
-    b"Sign Slice Sqrt Squeeze Transpose Trilu Unsqueeze".split()
+    b"""
+    Abs Cast Clip DequantizeLinear Floor Identity Neg Not QuantizeLinear Reciprocal Reshape
+    Round Sign Slice Sqrt Squeeze Transpose Trilu Unsqueeze
+    """.split()
 )
 BROADCASTING = frozenset(
     b"Add And Concat Div Equal Gather Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or "
