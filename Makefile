@@ -19,6 +19,7 @@ NOVELTY := $(CACHE)/smollm2-135m-instruct.infinipot
 # Of `make bench`; and how many tokens its longest reading has.
 FIGURES := $(CACHE)/bench.json
 READ ?= 100000
+MILLION := $(CACHE)/million.json
 # Of `make fuzz` and `make kills`.
 SEED ?= 0
 # Reads the answers of pip and the tests, not its progress bars.
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench bench-runtimes fuzz kills quality format model gemma clean help
+.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory docs bench bench-million bench-runtimes fuzz kills quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -72,12 +73,16 @@ docs: $(VENV)/ready  ## the pages that are generated
 verify-executorch: $(EXECUTORCH).bundle/potexport.json  ## parity of SmolLM2 on ExecuTorch
 	$(BIN)/potexport verify $(EXECUTORCH).bundle --model $(MODEL) --text $(NOVEL)
 
-bench: $(BUNDLE)/potexport.json $(W4)/potexport.json $(NOVELTY).w4.bundle/potexport.json $(NOVELTY).w4-w8.bundle/potexport.json $(VENV)/bench  ## beside other programs: speed, memory, flatness, and docs/performance.md; READ=1000000 reads longer
+bench: $(BUNDLE)/potexport.json $(W4)/potexport.json $(NOVELTY).w4.bundle/potexport.json $(NOVELTY).w4-w8.bundle/potexport.json $(VENV)/bench  ## beside other programs: speed, memory, flatness, and docs/performance.md
 	$(BIN)/potexport bench $(W4) $(BUNDLE) --against all --model $(MODEL) --cache $(CACHE)/peers \
 	  --read $(READ) --text $(NOVEL) --output $(FIGURES) --plot docs/images/performance.svg
 	$(BIN)/python tests/bench/quantized.py $(NOVEL) $(BUNDLE) $(NOVELTY).w4.bundle $(NOVELTY).w4-w8.bundle --into $(FIGURES)
 	$(BIN)/python tests/bench/builds.py $(MODEL) $(FIGURES) --cache $(CACHE)/peers
-	$(BIN)/python tools/performance_page.py $(FIGURES) docs/performance.md
+	$(BIN)/python tools/performance_page.py $(FIGURES) docs/performance.md \
+	  $(addprefix --long ,$(wildcard $(MILLION)))
+
+bench-million: $(W4)/potexport.json $(VENV)/bench  ## read a million tokens, a quarter of an hour; `make bench` then tells of it, too
+	$(BIN)/potexport bench $(W4) --quick --read 1000000 --text $(NOVEL) --output $(MILLION)
 
 bench-runtimes: $(BUNDLE)/potexport.json $(EXECUTORCH).bundle/potexport.json $(EXECUTORCH).w4.bundle/potexport.json  ## both runtimes side by side, and beside a loop made by hand
 	$(BIN)/python tests/bench/by_hand.py $(BUNDLE)

@@ -45,7 +45,8 @@ def fuse(models: Iterable[ir.Model]) -> None:
         model.opset_imports[CONTRIB] = 1
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that made a value, if it is such a one."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == op_type else None
 
@@ -69,10 +70,10 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
 
 def _norm(graph: ir.Graph, inverse: ir.Node) -> None:
     """x * 1/sqrt(mean(x^2) + eps) [* weight] -> SimplifiedLayerNormalization(x, weight)."""
-    root = _made_by(inverse.inputs[0], "Sqrt")
-    sum_ = _made_by(root.inputs[0], "Add") if root else None
-    mean = _made_by(sum_.inputs[0], "ReduceMean") if sum_ else None
-    power = _made_by(mean.inputs[0], "Pow") if mean else None
+    root = made_by(inverse.inputs[0], "Sqrt")
+    sum_ = made_by(root.inputs[0], "Add") if root else None
+    mean = made_by(sum_.inputs[0], "ReduceMean") if sum_ else None
+    power = made_by(mean.inputs[0], "Pow") if mean else None
     scaled = _only_user(inverse.outputs[0], "Mul")
     if sum_ is None or mean is None or power is None or scaled is None:
         return
@@ -99,7 +100,7 @@ def _norm(graph: ir.Graph, inverse: ir.Node) -> None:
 def _skip(graph: ir.Graph, norm: ir.Node) -> None:
     """norm(a + b) -> SkipSimplifiedLayerNormalization(a, b), which gives the sum too."""
     x, weight = norm.inputs
-    sum_ = _made_by(x, "Add")
+    sum_ = made_by(x, "Add")
     if x is None or weight is None or sum_ is None or x.is_graph_output():
         return
     a, b = sum_.inputs
@@ -150,12 +151,12 @@ Rotated = tuple[ir.Value, ir.Value, ir.Value, ir.Value]
 def _rotated(value: ir.Value | None) -> Rotated | None:
     """x, tables of cos and sin, and their rows, of x rotated and then moved from (1, H, T, D) to
     (1, T, H*D)."""
-    flat = _made_by(value, "Reshape")
-    moved = _made_by(flat.inputs[0], "Transpose") if flat else None
-    sum_ = _made_by(moved.inputs[0], "Add") if moved else None
+    flat = made_by(value, "Reshape")
+    moved = made_by(flat.inputs[0], "Transpose") if flat else None
+    sum_ = made_by(moved.inputs[0], "Add") if moved else None
     if moved is None or sum_ is None or list(moved.attributes["perm"].as_ints()) != SWAP:
         return None
-    by_cos, by_sin = (_made_by(each, "Mul") for each in sum_.inputs)
+    by_cos, by_sin = (made_by(each, "Mul") for each in sum_.inputs)
     if by_cos is None or by_sin is None:
         return None
     x, cos = by_cos.inputs
@@ -170,9 +171,9 @@ def _rotated(value: ir.Value | None) -> Rotated | None:
 
 def _looked_up(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
     """The table and the rows of it, behind any number of Unsqueeze."""
-    while (node := _made_by(value, "Unsqueeze")) is not None:
+    while (node := made_by(value, "Unsqueeze")) is not None:
         value = node.inputs[0]
-    gather = _made_by(value, "Gather")
+    gather = made_by(value, "Gather")
     table, rows = gather.inputs if gather else (None, None)
     known = table is not None and rows is not None and table.is_initializer()
     return (table, rows) if known else None  # type: ignore[return-value]
@@ -180,12 +181,12 @@ def _looked_up(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 def _half_turned(value: ir.Value | None, x: ir.Value | None) -> bool:
     """Whether it is x's second half, negated, and its first."""
-    joined = _made_by(value, "Concat")
+    joined = made_by(value, "Concat")
     if joined is None or len(joined.inputs) != 2 or x is None or x.shape is None:
         return False
-    negated = _made_by(joined.inputs[0], "Neg")
+    negated = made_by(joined.inputs[0], "Neg")
     parts = (negated.inputs[0] if negated else None, joined.inputs[1])
-    second, first = (_made_by(part, "Slice") for part in parts)
+    second, first = (made_by(part, "Slice") for part in parts)
     half = x.shape.numpy()[-1] // 2
     begins = [_number(part.inputs[1]) if part else None for part in (first, second)]
     ends = _number(first.inputs[2]) if first else None
@@ -208,8 +209,8 @@ def _half(graph: ir.Graph, table: ir.Value, weights: Weights) -> ir.Value | None
 
 def _unmoved(moved: ir.Value, like: ir.Value) -> ir.Value | None:
     """What became (1, H, T, D) by Reshape and Transpose, if it has the shape of `like`."""
-    swap = _made_by(moved, "Transpose")
-    split = _made_by(swap.inputs[0], "Reshape") if swap else None
+    swap = made_by(moved, "Transpose")
+    split = made_by(swap.inputs[0], "Reshape") if swap else None
     plain = split.inputs[0] if split else None
     return plain if plain is not None and plain.shape == like.shape else None
 
@@ -218,8 +219,8 @@ def _plain_inputs(attention: ir.Node) -> None:
     """Undo moves to (1, H, T, D) and back."""
     for index in range(3):
         value = attention.inputs[index]
-        flat = _made_by(value, "Reshape")
-        back = _made_by(flat.inputs[0], "Transpose") if flat else None
+        flat = made_by(value, "Reshape")
+        back = made_by(flat.inputs[0], "Transpose") if flat else None
         there = back.inputs[0] if back else None
         plain = None if there is None or value is None else _unmoved(there, value)
         if plain is not None:
@@ -231,7 +232,7 @@ def _drop_moves(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Reshape":
             continue
-        before = _made_by(node.inputs[0], "Reshape")
+        before = made_by(node.inputs[0], "Reshape")
         if before is not None:
             node.replace_input_with(0, before.inputs[0])
         x, y = node.inputs[0], node.outputs[0]
@@ -294,10 +295,10 @@ def _product(value: ir.Value | None) -> Product | None:
     if value is None or len(value.consumers()) != 1:
         return None
     bias = None
-    if (sum_ := _made_by(value, "Add")) is not None:
+    if (sum_ := made_by(value, "Add")) is not None:
         bias = next((each for each in sum_.inputs if each and each.is_initializer()), None)
         value = _other(sum_, bias) if bias is not None else value
-    node = _made_by(value, "MatMul")
+    node = made_by(value, "MatMul")
     if node is None:
         return None
     x, weight = node.inputs

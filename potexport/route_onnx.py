@@ -59,7 +59,15 @@ def trace(
     decided: Plan, model: PreTrainedModel, tokenizer: Any, folder: Path, stage: Stage
 ) -> dict[str, ir.Model]:
     """The graphs, in memory. Takes over `model`."""
-    from potexport import collector, fuse_onnx, lower_onnx, quantize, quantize_blocks, quantize_cpu
+    from potexport import (
+        collector,
+        fuse_onnx,
+        fuse_turns,
+        lower_onnx,
+        quantize,
+        quantize_blocks,
+        quantize_cpu,
+    )
     from potexport.beside import compressing
     from potexport.compressions import compressions
     from potexport.graphs.model import PotModel
@@ -77,6 +85,7 @@ def trace(
             models |= compressed()
     if layout.in_place:
         fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)
+        fuse_turns.fuse_turns(models[name] for name in squeezing)
         chosen = {choosing(name): models[name] for name in squeezing}
         models |= {name: lower_onnx.cut(model, specs[name]) for name, model in chosen.items()}
     if ranges is not None:

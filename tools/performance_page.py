@@ -1,16 +1,16 @@
 """`make bench`: from what was measured to the part of docs/performance.md between its two marks.
 
-    python tools/performance_page.py BENCH.json [PAGE]
+    python tools/performance_page.py BENCH.json [PAGE] [--long LONG.json]
 
-Without a page it is printed. What was asked of each figure stands here; what was reached is the
-run's own.
+Without a page it is printed. LONG.json: another run, with a longer reading (`make bench-million`).
+What was asked of each figure stands here; what was reached is the run's own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,8 @@ def goals(run: Run) -> Iterator[Goal]:
     yield from _memory(run)
     yield from _beside(run)
     yield from _long(run)
+    if "longer" in run.document:
+        yield from _long(Run(run.document["longer"]))
 
 
 def _against(run: Run, peer: str, what: str, tokens: int, asked: float) -> Goal:
@@ -191,6 +193,8 @@ def _parties(run: Run, tokens: int) -> Iterator[str]:
 def _notes(run: Run) -> Iterator[str]:
     versions = dict.fromkeys(party["version"] for party in run.parties)
     yield f"Versions: {', '.join(versions)}."
+    if "longer" in run.document:
+        yield "The longest reading was a run of its own, on the same machine."
     for name, why in run.document["left_out"].items():
         yield f"{name} was left out: {why}."
     for party in run.parties:
@@ -220,17 +224,24 @@ def _table(head: list[str], rows: Any) -> Iterator[str]:
 
 
 def main() -> None:
-    source, *pages = map(Path, sys.argv[1:])
-    made = page(json.loads(source.read_text(encoding="utf-8")))
-    if not pages:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", type=Path)
+    parser.add_argument("page", type=Path, nargs="?")
+    parser.add_argument("--long", type=Path)
+    asked = parser.parse_args()
+    document = json.loads(asked.figures.read_text(encoding="utf-8"))
+    if asked.long:
+        document["longer"] = json.loads(asked.long.read_text(encoding="utf-8"))
+    made = page(document)
+    if not asked.page:
         print(made)
         return
-    text = pages[0].read_text(encoding="utf-8")
+    text = asked.page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    partial = pages[0].with_suffix(f".{os.getpid()}.partial")
+    partial = asked.page.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(f"{before}{BEGIN}\n\n{made}\n{END}{after}", encoding="utf-8")
-    partial.replace(pages[0])
+    partial.replace(asked.page)
 
 
 if __name__ == "__main__":

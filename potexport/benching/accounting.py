@@ -73,17 +73,21 @@ def _inner(node: Any, weights: dict[str, tuple[int, ...]]) -> tuple[int, int] | 
 
 
 def pot_bytes(manifest: Manifest) -> int:
-    """Keys and values that one token reads, of all slots, and what a coded pot needs to read
-    them. Of a pot that is written in place filled slots alone are read: on the way from one
-    compression to the next as many as halfway."""
-    whole = sum(
+    """Keys and values of all slots, what a coded pot needs to read them, and the room for a chunk
+    behind a pot that is written in place."""
+    return sum(
         math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
         for tensor in manifest.graphs["decode"].inputs
         if tensor.name.startswith("past_")
     )
+
+
+def pot_read(manifest: Manifest) -> int:
+    """What one token reads of them: all. Of a pot that is written in place filled slots alone: on
+    the way from one compression to the next as many as halfway."""
+    whole, pot = pot_bytes(manifest), manifest.pot
     if not manifest.in_place:
         return whole
-    pot = manifest.pot
     return whole * (pot.keep + pot.slots) // (2 * (pot.slots + pot.spare))
 
 

@@ -81,10 +81,11 @@ class Party:
     """A bundle or a peer, and what was measured of it.
 
     version: of its package; a bundle's is the runtime's. weights: bytes of them that one generated
-    token reads, None where the graphs cannot be looked into. pot: bytes of a pot that a generated
-    token reads, all of it; a peer's cache has `cache` bytes for each token. work: floating-point
-    operations of a prompt's token. size: bytes of the weights on disk. build: seconds of its own
-    builder, None where it was not run. graphs: a bundle's steps, seconds, by name.
+    token reads, None where the graphs cannot be looked into. pot: bytes of a pot, and pot_read of
+    them those that a generated token reads; a peer's cache has `cache` bytes for each token. work:
+    floating-point operations of a prompt's token. size: bytes of the weights on disk. build:
+    seconds of its own builder, None where it was not run. graphs: a bundle's steps, seconds, by
+    name.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Party:
     work: int | None
     size: int
     pot: int = 0
+    pot_read: int = 0
     cache: int = 0
     build: float | None = None
     note: str = ""
@@ -111,7 +113,7 @@ class Party:
         token, by its seconds."""
         if not (self.weights and reading.decode and reading.copy):
             return None
-        read = self.weights + self.pot + self.cache * reading.tokens
+        read = self.weights + self.pot_read + self.cache * reading.tokens
         return read / reading.decode.median / reading.copy.median
 
     def products_share(self, reading: Reading) -> float | None:

@@ -89,4 +89,5 @@ def party(folder: Path) -> Party:
         work=work,
         size=manifest.files[manifest.weights].size,
         pot=accounting.pot_bytes(manifest),
+        pot_read=accounting.pot_read(manifest),
     )

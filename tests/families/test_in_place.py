@@ -51,10 +51,15 @@ def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
     assert compressions >= 10
     assert fits <= tolerances.FAMILY
     assert past <= tolerances.FAMILY
-    nodes = onnx.load(proof.bundle / "decode.onnx", load_external_data=False).graph.node
+    assert "RotaryEmbedding" in {node.op_type for node in nodes_of(proof.bundle / "compress.onnx")}
+    nodes = nodes_of(proof.bundle / "decode.onnx")
     assert Counter(node.op_type for node in nodes)["GroupQueryAttention"] == 2
     packed = [node.op_type == "GroupQueryAttention" and node.input[1] == "" for node in nodes]
     assert any(packed) == (fused == "packed")
+
+
+def nodes_of(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(path, load_external_data=False).graph.node)
 
 
 def test_saved_and_forked_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
