@@ -15,8 +15,9 @@ import stat
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 # Python's objects take up to 25 times the bytes of the JSON they are made of: so many at most.
 MOST_VALUES = 1 << 20
@@ -25,7 +26,7 @@ LONGEST_STRING = 1 << 16
 T = TypeVar("T")
 
 
-def regular(path: str | os.PathLike[str]) -> BinaryIO:
+def regular(path: str | os.PathLike[str]) -> BufferedReader:
     """The file, opened for reading. ValueError for what is none, such as a pipe or a device, which
     might never end or never open; OSError as `open`."""
 
@@ -58,12 +59,10 @@ def loads(source: str | bytes, most: int = MOST_VALUES) -> Any:
 
     Raises ValueError, RecursionError where it is nested too deeply.
     """
-    marks = (b",", b"[", b"{") if isinstance(source, bytes) else (",", "[", "{")
-    if sum(source.count(mark) for mark in marks) > most:  # type: ignore[arg-type]
+    words = source if isinstance(source, str) else source.decode("utf-8")
+    if sum(map(words.count, ",[{")) > most:
         raise ValueError(f"it has more than {most} values")
-    return json.loads(
-        source, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
-    )
+    return json.loads(words, object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -99,8 +99,10 @@ class Session:
         labels = [policy] if isinstance(policy, str) else policy or [default]
         chosen = [manifest.policy_of(label) for label in labels]
         graphs = [each.graph for each in chosen]
-        options = {"on": backend, "threads": threads, "soc": soc, "max_bytes": max_bytes}
-        opened = open_backend(folder, manifest, policies=graphs, **options)
+        opened = open_backend(
+            folder, manifest, on=backend, threads=threads, soc=soc, policies=graphs,
+            max_bytes=max_bytes,
+        )  # fmt: skip
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
         if saved is not None:

@@ -179,7 +179,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         del self.filters["urlize"]  # takes the square of a text's length
         self.filters = {name: _counted(name, each) for name, each in self.filters.items()}
-        self.tests = {name: _timed(each) for name, each in self.tests.items()}
+        tests: Mapping[str, Any] = self.tests
+        self.tests = {name: _timed(each) for name, each in tests.items()}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace

@@ -23,9 +23,9 @@ LONGEST_PATTERN = 8192
 MOST_REPEATS = 3  # of no fixed number, one behind the other; no known pattern has more than two
 MOST_GROWTH = 64  # characters that replacements make of one
 # Runs of one character, of these lengths, may take so many seconds each to be encoded.
-PROBES, MOST_SECONDS = (8, 64, 512), 0.2
+PROBES, MOST_SECONDS = (8, 64, 512, 1024), 0.2
 COMMON = " \n\ta1!é한_"
-MOST_PROBED = 64  # characters of a pattern that are tried
+MOST_PROBED = 32  # characters of a pattern that are tried
 
 
 def open_tokenizer(path: Path, source: str) -> Tokenizer:

@@ -13,23 +13,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-POT = [
-    "--pot",
-    "48",
-    "--chunk",
-    "8",
-    "--keep",
-    "24",
-    "--catalyst-width",
-    "8",
-    "--sink",
-    "2",
-    "--recent",
-    "4",
-]
+POT = {"pot": 48, "chunk": 8, "keep": 24, "catalyst-width": 8, "sink": 2, "recent": 4}
 # What is not asked for is as in `tests.tiny`; in place, and quantized by blocks, only the second.
 SIZES = {"hidden_size": 96, "intermediate_size": 64, "head_dim": 16}
-MODELS = (({}, []), (SIZES, ["--precision", "w4"]))
+MODELS: tuple[tuple[dict[str, int], list[str]], ...] = (({}, []), (SIZES, ["--precision", "w4"]))
 
 
 def build(folder: Path) -> list[Path]:
@@ -42,7 +29,16 @@ def build(folder: Path) -> list[Path]:
             f"tiny.save(pathlib.Path(sys.argv[1]), 'llama-tied', num_hidden_layers=2, **{sizes})"
         )
         subprocess.run([sys.executable, "-c", program, model], check=True)
-        command = [sys.executable, "-m", "potexport", "build", model, "-o", bundle, *options]
+        command = [
+            sys.executable,
+            "-m",
+            "potexport",
+            "build",
+            str(model),
+            "-o",
+            str(bundle),
+            *options,
+        ]
         command += [text for name, size in POT.items() for text in (f"--{name}", str(size))]
         subprocess.run([*command, "--policy", "infinipot"], check=True, capture_output=True)
         made.append(bundle)

@@ -71,7 +71,6 @@ def use(folder: Path, mutation: str) -> None:
     session.feed("".join(tail) + "?")
     for _ in session.generate(max_new_tokens=4, sampling=Sampling(temperature=0.7, seed=1)):
         pass
-    session.backend.close()
 
 
 def prepare(original: Path, folder: Path) -> Path:
