@@ -27,7 +27,7 @@ from potexport.runtime.template import (
     render,
     without_none,
 )
-from potexport.runtime.tokenizer import guarded, open_tokenizer
+from potexport.runtime.tokenizer import guarded, literal, open_tokenizer
 
 # Bytes of a file; the largest that are known have a quarter of it, or less.
 LARGEST = {
@@ -166,9 +166,7 @@ class Text:
     @cached_property
     def _literal(self) -> Tokenizer:
         """A twin that reads special tokens as letters: toggling the one would race with threads."""
-        twin = Tokenizer.from_str(self._tokenizer.to_str())
-        twin.encode_special_tokens = True  # meaning: encode them like any other text
-        return twin
+        return literal(self._tokenizer)
 
     @cached_property
     def _template(self) -> jinja2.Template | None:

@@ -43,6 +43,20 @@ def open_tokenizer(path: Path, source: str) -> Tokenizer:
     return tokenizer
 
 
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """A twin that reads special tokens as letters. PotexportError for one that cannot be written
+    and read again, such as where two tokens have one id."""
+    try:
+        with guarded():
+            twin = Tokenizer.from_str(tokenizer.to_str())
+    except Exception as error:
+        raise PotexportError(
+            f"the tokenizer contradicts itself: {one_line(error)}; build the bundle again"
+        ) from error
+    twin.encode_special_tokens = True  # meaning: encode them like any other text
+    return twin
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """Makes a PotexportError of a panic, which is no Exception and would end a whole program."""

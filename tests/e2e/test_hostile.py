@@ -205,6 +205,17 @@ def test_a_tokenizer_of_another_model_is_noticed(copy: Path) -> None:
         session.feed("fox")
 
 
+def test_a_tokenizer_with_two_tokens_of_one_id_is_refused_where_it_matters(copy: Path) -> None:
+    """The library reads it, and not what it writes of it."""
+    document = json.loads((copy / "tokenizer.json").read_text())
+    merged = "".join(document["model"]["merges"][0])
+    document["model"]["vocab"] |= {"double": document["model"]["vocab"][merged]}
+    seal(copy, "tokenizer.json", json.dumps(document).encode())
+    session = Session.open(copy, threads=1)
+    with pytest.raises(PotexportError, match="the tokenizer contradicts itself"):
+        session.text.encode("fox", trusted=False)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", bundle.MANIFEST])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link"])
 def test_what_is_no_file_is_not_opened(copy: Path, name: str, kind: str) -> None:
