@@ -1,6 +1,6 @@
 """Sends changed requests to a server of its own: `potexport serve`, a process on loopback.
 
-python -m tests.fuzz.requests BUNDLE --seed 0 --cases 1000
+python -m tests.fuzz.requests [BUNDLE] --seed 0 --cases 1000
 
 Each request must be answered, or its connection closed, in time; the answer is never a server's
 error; and the server answers an ordinary request afterwards, in as much memory as before.
@@ -15,11 +15,14 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.run import build
 from tests.fuzz.values import change, damaged, dumped
 
 MOST_SECONDS = 5.0
@@ -138,13 +141,9 @@ def run(server: subprocess.Popen[str], port: int, seeds: range) -> list[str]:
     return wrong
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the first case")
-    parser.add_argument("--cases", type=int, default=1000)
-    asked = parser.parse_args()
-    command = [sys.executable, "-m", "potexport", "serve", str(asked.bundle), "--port", "0"]
+def serve(bundle: Path, seeds: range) -> list[str]:
+    """Start a server, and send it the requests of these seeds."""
+    command = [sys.executable, "-m", "potexport", "serve", str(bundle), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
@@ -152,16 +151,26 @@ def main() -> int:
         for line in server.stderr:
             if found := re.search(r"http://[^:]+:(\d+)", line):
                 break
-        assert found, "the server did not start"
+        if found is None:
+            return ["the server did not start"]
         # Its lines go on; somebody must read them.
-        import threading
-
         threading.Thread(target=server.stderr.read, daemon=True).start()
-        started = time.monotonic()
-        wrong = run(server, int(found[1]), range(asked.seed, asked.seed + asked.cases))
+        return run(server, int(found[1]), seeds)
     finally:
         server.kill()
         server.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", nargs="?", type=Path, help="built here if none is given")
+    parser.add_argument("--seed", type=int, default=0, help="of the first case")
+    parser.add_argument("--cases", type=int, default=1000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as room:
+        bundle = asked.bundle or build(Path(room))[0]
+        started = time.monotonic()
+        wrong = serve(bundle, range(asked.seed, asked.seed + asked.cases))
     print("\n".join(wrong))
     print(f"{asked.cases} requests in {time.monotonic() - started:.0f} s: {len(wrong)} failed")
     return bool(wrong)
