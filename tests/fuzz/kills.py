@@ -90,6 +90,8 @@ def kill_builds(make: Callable[[str], object], output: Path, times: int, seed: i
         left = beside(output)
         counts["left"] += len(left)
         assert len(left) <= 1, left
+        if number % 20 == 19:
+            print(f"{number + 1} builds: {dict(counts)}", flush=True)
     os.waitpid(forked(lambda: make("the last")), 0)
     assert whole(output) == "the last"
     assert not beside(output)
