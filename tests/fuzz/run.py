@@ -68,7 +68,8 @@ def main() -> int:
             if outcome.failed or asked.cases == 1:
                 failed += [(seed, outcome)] if outcome.failed else []
                 print(f"--seed {seed}: {outcome.mutation}: {outcome.kind}: {outcome.what}")
-                sys.stdout.flush()
+            if outcome.failed or seed % 500 == 499:
+                print(f"{seed + 1 - asked.seed} cases, {len(failed)} failed", flush=True)
         for (mutation, kind), count in sorted(counts.items()):
             print(f"{mutation:22} {kind:8} {count:6}")
         print(
