@@ -96,7 +96,9 @@ def _swap(holder: Any, key: Any, chance: random.Random) -> None:
 
 def _double(holder: Any, key: Any, chance: random.Random) -> None:
     if isinstance(holder, list):
-        holder.extend([holder[key]] * chance.choice((1, 1, 2, 1000)))
+        times = chance.choice((1, 1, 2, 1000))
+        # Of a list that is long itself the fuzzer would write gigabytes.
+        holder.extend([holder[key]] * (1 if isinstance(holder[key], (dict, list)) else times))
     else:
         holder[f"{key}_"] = holder[key]
 
