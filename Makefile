@@ -22,13 +22,15 @@ READ ?= 100000
 MILLION := $(CACHE)/million.json
 # Of `make soak`.
 MINUTES ?= 60
+# Of `make fuzz`, `make fuzz-requests` and `make kills`.
+SEED ?= 0
 # Reads the answers of pip and the tests, not its progress bars.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory soak docs bench bench-million bench-runtimes quality format model gemma clean help
+.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory soak docs bench bench-million bench-runtimes fuzz fuzz-requests kills quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -94,6 +96,15 @@ verify-memory: $(VENV)/ready  ## memory of a build of 1.2 billion random weights
 
 soak: $(VENV)/ready  ## a server under load and faults for an hour, memory over time; MINUTES=5 for less
 	PYTHONPATH=. $(BIN)/python tests/bench/soak.py --minutes $(MINUTES)
+
+fuzz: $(VENV)/ready  ## 10,000 bundles that mean harm; SEED=10000 for others
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.run --cases 10000 --seed $(SEED)
+
+fuzz-requests: $(VENV)/ready  ## 10,000 requests that mean harm, to a server of its own
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.requests --cases 10000 --seed $(SEED)
+
+kills: $(VENV)/ready  ## 200 builds and 200 saves, killed at random moments
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.kills --builds 200 --saves 200 --seed $(SEED)
 
 quality: $(QUALITY).bundle/potexport.json  ## every policy side by side, and the report; NOVEL=other.txt for another text
 	$(BIN)/potexport eval $(QUALITY).bundle --text $(NOVEL) --model $(MODEL) --length 1024 --output $(QUALITY).json

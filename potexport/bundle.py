@@ -10,22 +10,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from potexport import strict
 from potexport.coding import POT_DTYPES
 from potexport.errors import PotexportError
 from potexport.geometry import ModelFacts, PotGeometry
-from potexport.spec import ITEM_BYTES, GraphSpec, Layout, TensorSpec
+from potexport.spec import ITEM_BYTES, SCORES, GraphSpec, Layout
 
 MANIFEST = "potexport.json"
 FORMAT = 5
 # Of a coded pot: `potexport.channels`.
 KEY_FILES = ("key_channels.npy", "key_turns.npy")
-LARGEST_MANIFEST = 64 << 20  # bytes; ours are well below one MiB for a hundred layers
-T = TypeVar("T")
+LARGEST_MANIFEST = 16 << 20  # bytes; ours are well below one MiB for a hundred layers
+# What a model may have; the largest that is known has half of each, or less.
+LARGEST: Mapping[str, int] = {
+    "layers": 512, "query_heads": 1024, "kv_heads": 1024, "head_size": 1024,
+    "vocab_size": 1 << 20, "max_positions": 1 << 31
+}  # fmt: skip
+MOST_POLICIES = 32
+NEEDS = frozenset({*SCORES, "keys", "values", "queries"})
+ROWS = ("float32", "float16", "uint16")
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,7 @@ def read(folder: str | os.PathLike[str]) -> Manifest:
     path = Path(folder) / MANIFEST
     if not Path(folder).is_dir():
         raise PotexportError(f"{folder} is not a folder; give a bundle made by `potexport build`")
-    if not path.is_file():
+    if not strict.is_file_in(folder, MANIFEST):
         raise PotexportError(
             f"{folder} has no {MANIFEST}; it is not a bundle, or its build was interrupted"
         )
@@ -209,13 +218,13 @@ def read(folder: str | os.PathLike[str]) -> Manifest:
             f"{path} has {path.stat().st_size} bytes; a manifest has at most {LARGEST_MANIFEST}"
         )
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        document = strict.loads(strict.text(path, LARGEST_MANIFEST))
+    except (ValueError, RecursionError) as error:
         raise PotexportError(
             f"{path} is not valid JSON ({_first_line(error)}); build the bundle again"
         ) from error
     version = document.get("format") if isinstance(document, dict) else None
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise PotexportError(f"{path} has no format version; it is not a manifest of potexport")
     if version < FORMAT:
         raise PotexportError(
@@ -236,46 +245,19 @@ def read(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse(document: dict[str, Any]) -> Manifest:
-    manifest = Manifest(
-        model=ModelFacts(**document["model"]),
-        pot=_pot(document["pot"]),
-        policies=tuple(
-            PolicyFacts(**{**entry, "needs": tuple(entry["needs"])})
-            for entry in document["policies"]
-        ),
-        graphs={name: _graph(name, entry) for name, entry in document["graphs"].items()},
-        files={_plain_name(name): FileFacts(**entry) for name, entry in document["files"].items()},
-        weights=_plain_name(document["weights"]),
-        eos_token_ids=tuple(int(token) for token in document["eos_token_ids"]),
-        tools={str(name): str(version) for name, version in document["tools"].items()},
-        npu=tuple(_npu(entry) for entry in document.get("npu", ())),
-        program=_program(document.get("program")),
-        pot_dtype=_pot_dtype(document.get("pot_dtype", "")),
-        in_place=document.get("in_place", False) is True,
-        **{
-            name: str(document[name])
-            for name in ("precision", "target", "runtime", "catalyst", "source")
-        },
-    )
+    given = {each.name: document[each.name] for each in fields(Manifest) if each.name in document}
+    given["graphs"] = {
+        name: {"name": name, **{kind: entry[kind] for kind in ("inputs", "outputs")}}
+        for name, entry in document["graphs"].items()
+    }
+    manifest = strict.made(Manifest, given)
     manifest.pot.check()
-    for each in (manifest.pot.layer_slots, manifest.pot.windows):
-        if len(each) not in (0, manifest.model.layers):
-            raise ValueError(f"its pot has slots or windows of {len(each)} layers")
-    if not manifest.policies:
-        raise ValueError("it has no policy")
-    expected = manifest.layout.graphs()
-    if manifest.graphs != expected:
-        differing = sorted(set(manifest.graphs) ^ set(expected)) or [
-            n for n in expected if manifest.graphs[n] != expected[n]
-        ]
-        raise ValueError(f"its graphs {differing} do not fit its model and pot")
-    for name in manifest.graphs:
-        file = document["graphs"][name]["file"]
-        if file != manifest.file_of(name):
-            raise ValueError(f"graph {name} is in {file!r}, not in {manifest.file_of(name)}")
-    for npu in manifest.npu:
-        if not set(manifest.graphs) - {"compress"} <= set(npu.contexts) <= set(manifest.graphs):
-            raise ValueError(f"its contexts for {npu.soc} are {sorted(npu.contexts)}")
+    _check_numbers(manifest)
+    _check_names(manifest)
+    spoken = "".join(manifest.catalyst.split())[:1000]  # it may have lines, and be long
+    if not all(map(strict.is_plain, strict.words({**document, "catalyst": spoken}))):
+        raise ValueError("its words are not printable")
+    _check_graphs(manifest, document["graphs"])
     for name in (
         manifest.weights,
         "tokenizer.json",
@@ -284,59 +266,81 @@ def _parse(document: dict[str, Any]) -> Manifest:
         *(context.file for npu in manifest.npu for context in npu.contexts.values()),
     ):
         if name not in manifest.files:
-            raise ValueError(f"{name} is not among its files")
+            raise ValueError(f"{name!r} is not among its files")
     return manifest
 
 
-def _graph(name: str, entry: Mapping[str, Any]) -> GraphSpec:
-    def tensors(kind: str) -> tuple[TensorSpec, ...]:
-        specs = tuple(
-            TensorSpec(t["name"], t["dtype"], tuple(int(d) for d in t["shape"]))
-            for t in entry[kind]
-        )
-        unknown = [spec.dtype for spec in specs if spec.dtype not in ITEM_BYTES]
-        if unknown:
-            raise ValueError(f"graph {name} has tensors of type {unknown[0]}")
-        return specs
-
-    return GraphSpec(name, tensors("inputs"), tensors("outputs"))
-
-
-def _pot(entry: Mapping[str, Any]) -> PotGeometry:
-    lists = {name: tuple(int(n) for n in entry[name]) for name in ("layer_slots", "windows")}
-    return PotGeometry(**{**entry, **lists})
-
-
-def _pot_dtype(name: str) -> str:
-    if name and name not in POT_DTYPES:
-        raise ValueError(f"its pot is of type {name!r}")
-    return name
+def _check_numbers(manifest: Manifest) -> None:
+    """ValueError for numbers that no model has, before anything is made as large as they say."""
+    for name, most in LARGEST.items():
+        if not 1 <= getattr(manifest.model, name) <= most:
+            raise ValueError(f"{name} is {getattr(manifest.model, name)}, not from 1 to {most}")
+    if not 1 <= len(manifest.policies) <= MOST_POLICIES:
+        raise ValueError(f"it has {len(manifest.policies) or 'no'} policies")
+    layers, vocabulary = manifest.model.layers, manifest.model.vocab_size
+    for each in (manifest.pot.layer_slots, manifest.pot.windows):
+        if len(each) not in (0, layers):
+            raise ValueError(f"its pot has slots or windows of {len(each)} layers")
+    if not all(0 <= window < manifest.pot.positions for window in manifest.pot.windows):
+        raise ValueError("its windows are outside its positions")
+    if not all(0 <= token < vocabulary for token in manifest.eos_token_ids):
+        raise ValueError("its eos_token_ids are outside its vocabulary")
+    if not all(0 <= policy.window <= manifest.pot.catalyst_width for policy in manifest.policies):
+        raise ValueError("a policy looks at more tokens than its pot has a width for")
+    if not all(facts.size >= 0 for facts in manifest.files.values()):
+        raise ValueError("a file has a negative size")
 
 
-def _npu(entry: Mapping[str, Any]) -> Npu:
-    contexts = {name: Context(**facts) for name, facts in entry["contexts"].items()}
-    for context in contexts.values():
-        _plain_name(context.file)
-    return Npu(**{**entry, "contexts": contexts})
+def _check_names(manifest: Manifest) -> None:
+    """ValueError for names that lead elsewhere, or to nothing."""
+    first, *others = manifest.policies
+    graphs = [policy.graph for policy in others]
+    own = all(re.fullmatch(r"compress_\w+", graph) for graph in graphs)
+    if first.graph != "compress" or not own or len(set(graphs)) < len(graphs):
+        raise ValueError("the graphs of its policies are not compress, compress_…")
+    for policy in manifest.policies:
+        if not set(policy.needs) <= NEEDS:
+            raise ValueError(f"a policy needs {policy.needs}")
+    contexts = (context.file for npu in manifest.npu for context in npu.contexts.values())
+    for name in (*manifest.files, manifest.weights, *contexts):
+        _plain_name(name)
+    if manifest.pot_dtype and manifest.pot_dtype not in POT_DTYPES:
+        raise ValueError(f"its pot is of type {manifest.pot_dtype!r}")
 
 
-def _program(entry: Mapping[str, Any] | None) -> Program | None:
-    if entry is None:
-        return None
-    methods = {name: Delegation(**facts) for name, facts in entry["methods"].items()}
-    return Program(**{**entry, "methods": methods})
+def _check_graphs(manifest: Manifest, entries: Mapping[str, Any]) -> None:
+    """ValueError for graphs that are not those of its model and pot."""
+    for name, spec in manifest.graphs.items():
+        for tensor in (*spec.inputs, *spec.outputs):
+            if tensor.dtype not in ITEM_BYTES or min(tensor.shape, default=0) < 1:
+                raise ValueError(f"graph {name} has a tensor of type {tensor.dtype!r}, or empty")
+    rows = (t for t in manifest.graphs["decode"].outputs if t.name.startswith("present"))
+    if next((t.dtype for t in rows), "") not in ROWS:
+        raise ValueError("its rows are of no type that a pot has")
+    layout = manifest.layout
+    if layout.in_place and not (layout.pot.uniform and not layout.pot_dtype):
+        raise ValueError("its pot is none that is written in place")
+    if layout.coding and (layout.windowed or layout.facts.head_size % 2):
+        raise ValueError("its pot is none that can be coded")
+    expected = layout.graphs()
+    if manifest.graphs != expected:
+        differing = sorted(set(manifest.graphs) ^ set(expected)) or [
+            n for n in expected if manifest.graphs[n] != expected[n]
+        ]
+        raise ValueError(f"its graphs {differing} do not fit its model and pot")
+    for name in manifest.graphs:
+        file = entries[name]["file"]
+        if file != manifest.file_of(name):
+            raise ValueError(f"graph {name} is in {file!r}, not in {manifest.file_of(name)}")
+    for npu in manifest.npu:
+        if not set(manifest.graphs) - {"compress"} <= set(npu.contexts) <= set(manifest.graphs):
+            raise ValueError(f"its contexts for {npu.soc} are {sorted(npu.contexts)}")
 
 
-def _plain_name(name: str) -> str:
+def _plain_name(name: str) -> None:
     """A file directly in the bundle: a manifest must not make the runtime read elsewhere."""
-    if (
-        not isinstance(name, str)
-        or not name
-        or name in (".", "..")
-        or any(c in name for c in "/\\:\0")
-    ):
+    if name in ("", ".", "..") or any(c in name for c in "/\\:") or not strict.is_plain(name):
         raise ValueError(f"{name!r} is not the name of a file in the bundle")
-    return name
 
 
 def check_files(
@@ -346,7 +350,7 @@ def check_files(
     truncated or altered."""
     for name, facts in manifest.files.items():
         path = Path(folder) / name
-        if not path.is_file() or path.is_symlink():
+        if not strict.is_file_in(folder, name):
             raise PotexportError(
                 f"{path} is missing; copy the whole bundle again, or build it anew"
             )
@@ -364,10 +368,11 @@ def check_files(
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with strict.regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:
     name = type(error).__name__ if isinstance(error, (KeyError, AttributeError)) else ""
-    return f"{name} {error}".strip().splitlines()[0][:200]
+    line = f"{name} {error}".strip().splitlines()[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in line)

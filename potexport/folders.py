@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from potexport.bundle import MANIFEST, FileFacts, Manifest, sha256
 from potexport.errors import PotexportError
+
+OLD = "old"  # within the sibling, the bundle that is about to be replaced
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -46,26 +49,41 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
-        if destination.exists():
-            refuse_existing(destination, force=force)
-            old = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)) / "old"
+        if not destination.exists():
+            folder.rename(destination)
+            return
+        refuse_existing(destination, force=force)
+        if not _exchange(folder, destination):
+            old = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)) / OLD
             destination.rename(old)
             folder.rename(destination)
             shutil.rmtree(old.parent, ignore_errors=True)
-        else:
-            folder.rename(destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names, so that at no moment one of the names leads nowhere; False
+    where the system, or the disk, cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2  # Linux has it
+    except (OSError, TypeError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
 def _sweep(parent: Path, name: str) -> None:
     """Remove what killed builds of this bundle left; a build that is still running keeps its
-    folder. Only where the system tells which processes run."""
+    folder. Only where the system tells which processes run. A bundle that one had set aside, and
+    not yet replaced, gets its name back."""
     if not Path("/proc/self").exists():
         return
     for left in parent.glob(f".{glob.escape(name)}.building-*-*"):
         process = left.name.rsplit("-", 2)[1]
         if process.isdigit() and not Path("/proc", process).exists():
+            if (left / OLD / MANIFEST).is_file() and not (parent / name).exists():
+                (left / OLD).rename(parent / name)
             shutil.rmtree(left, ignore_errors=True)
 
 

@@ -31,7 +31,7 @@ class ModelFacts:
     max_positions: int
 
     def __post_init__(self) -> None:
-        if self.query_heads % self.kv_heads:
+        if self.kv_heads < 1 or self.query_heads % self.kv_heads:
             raise PotexportError(
                 f"{self.query_heads} query heads do not divide into {self.kv_heads} key/value "
                 "heads; "

@@ -24,7 +24,8 @@ PLACE = "/data/local/tmp/potexport"
 CODE = f"{PLACE}/.python"  # hidden, for bundles lie beside it
 PACKAGE = Path(__file__).parent
 # Of the package, what `runtime` imports besides itself; a test runs them by themselves.
-MODULES = ("__init__.py", "errors.py", "geometry.py", "coding.py", "spec.py", "bundle.py")
+MODULES = ("__init__.py", "errors.py", "geometry.py", "coding.py", "spec.py", "strict.py",
+           "bundle.py")  # fmt: skip
 NEEDS = ("numpy", "onnxruntime", "tokenizers", "jinja2")
 TERMUX = "in Termux: pkg install python, then pip install " + " ".join(NEEDS)
 Tell = Callable[[str], None]

@@ -35,6 +35,7 @@ def write(
     them. Takes over `model`."""
     from potexport import genai, store_onnx
     from potexport.facts import end_tokens
+    from potexport.runtime import onnx_file
 
     first, ends = model.generation_config.bos_token_id, end_tokens(model.generation_config)
     models = trace(decided, model, tokenizer, folder, stage)
@@ -47,6 +48,7 @@ def write(
     stage("check")
     for name, spec in decided.layout.graphs().items():
         store_onnx.check(folder / f"{name}.onnx", spec)
+        onnx_file.check(folder / f"{name}.onnx", store_onnx.WEIGHTS)  # as whoever opens it will
     if not decided.target.compiler:
         return {"weights": store_onnx.WEIGHTS}
     compiled = compiler(decided.target).compile_into(

@@ -17,12 +17,14 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from potexport.errors import PotexportError
 from potexport.runtime.ids import Ids
+from potexport.runtime.tokenizer import guarded, literal
 
 
 def encoding(tokenizer: Tokenizer, text: str, *, special: bool = False) -> Encoding:
     """special: with the tokenizer's own BOS and EOS. PotexportError for lone surrogates."""
     try:
-        return tokenizer.encode(text, add_special_tokens=special)
+        with guarded():
+            return tokenizer.encode(text, add_special_tokens=special)
     except TypeError as error:
         raise PotexportError(
             "the text is not valid Unicode; read it with the right encoding"
@@ -37,8 +39,7 @@ class Controls:
 
     def __init__(self, tokenizer: Tokenizer, specials: Iterable[str]) -> None:
         """specials: control tokens, whether they are marked special or not."""
-        twin = Tokenizer.from_str(tokenizer.to_str())
-        twin.encode_special_tokens = True  # meaning: encode them like any other text
+        twin = literal(tokenizer)
         added = {each.content: each for each in twin.get_added_tokens_decoder().values()}
         control = {name for name, each in added.items() if each.special}
         unmarked = (set(specials) - control) & set(added)

@@ -254,4 +254,4 @@ def _installed() -> str:
 
 def _ordered(version: str) -> tuple[int, ...]:
     """1.5.1 -> (1, 5, 1); what is no number counts as 0."""
-    return tuple(int(p) if p.isdigit() else 0 for p in version.partition("+")[0].split("."))
+    return tuple(int(p) if p.isdecimal() else 0 for p in version.partition("+")[0].split("."))

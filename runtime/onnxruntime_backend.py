@@ -11,9 +11,11 @@ from pathlib import Path
 
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
+from potexport.runtime import onnx_file
 from potexport.runtime.bound import BoundBackend
 from potexport.runtime.coded_pot import read_key_facts
 from potexport.runtime.ort_capi import OrtCError, SharedSessions
+from potexport.runtime.template import one_line
 from potexport.runtime.tensors import map_weights
 
 # Quantized graphs as they are written. Otherwise ONNX Runtime makes MatMulNBits of a product with
@@ -31,14 +33,19 @@ class OnnxRuntimeBackend(BoundBackend):
         graphs: Sequence[str],
         *,
         threads: int,
+        scratch: int | None = None,
     ) -> None:
+        """scratch: bytes of memory that graphs may use as they run, besides what is bound; any
+        number by default."""
+        for name in graphs:
+            onnx_file.check(Path(folder) / f"{name}.onnx", manifest.weights)
         weights = map_weights(Path(folder) / manifest.weights)
         files = {name: Path(folder) / f"{name}.onnx" for name in graphs}
         key_facts = read_key_facts(folder, manifest.layout)
         try:
-            sessions = SharedSessions(threads=threads, weights=weights, config=CONFIG)
+            sessions = SharedSessions(
+                threads=threads, weights=weights, config=CONFIG, scratch=scratch
+            )
             super().__init__(manifest, sessions, files, key_facts=key_facts)
         except OrtCError as error:
-            raise PotexportError(
-                f"ONNX Runtime cannot load {folder}: {str(error).splitlines()[0]}"
-            ) from error
+            raise PotexportError(f"ONNX Runtime cannot load {folder}: {one_line(error)}") from error

@@ -22,14 +22,23 @@ def parts(
     check: bool,
     policy: str | Sequence[str] | None,
     saved: str | os.PathLike[str] | None,
+    max_bytes: int | None,
 ) -> tuple[Manifest, Backend, Text, list[PolicyFacts]]:
     """With the policies that were opened, the one to begin with first; see `Session.open`."""
     manifest = bundle.read(folder)
     bundle.check_files(folder, manifest, digests=check)
-    text = Text.open(os.fspath(folder))
+    text = Text.open(os.fspath(folder), manifest.files)
     default = manifest.policy.label if saved is None else policy_of(saved, manifest)
     labels = [policy] if isinstance(policy, str) else policy or [default]
     chosen = [manifest.policy_of(label) for label in labels]
     graphs = [each.graph for each in chosen]
-    opened = open_backend(folder, manifest, on=on, threads=threads, soc=soc, policies=graphs)
+    opened = open_backend(
+        folder,
+        manifest,
+        on=on,
+        threads=threads,
+        soc=soc,
+        policies=graphs,
+        max_bytes=max_bytes,
+    )
     return manifest, opened, text, chosen

@@ -18,17 +18,19 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from potexport.errors import PotexportError
+
 Array = npt.NDArray[Any]
 
 # Argument types -> name -> index in the struct OrtApi, an append-only table of function pointers:
-# an index, once released, stays (these are of ONNX Runtime 1.8). To derive them again, count the
+# an index, once released, stays (these are of ONNX Runtime 1.9). To derive them again, count the
 # struct's members in onnxruntime_c_api.h from 0, ORT_CLASS_RELEASE(X) as ReleaseX; control:
 # ReleaseCustomOpDomain is 101. All but GetErrorMessage and Release* return a status, null if good.
 _FUNCTIONS: Final = {
@@ -36,17 +38,18 @@ _FUNCTIONS: Final = {
         "GetErrorMessage": 2, "CreateSessionOptions": 10, "DisableMemPattern": 17,
         "GetAllocatorWithDefaultOptions": 78, "ReleaseStatus": 93, "ReleaseSession": 95,
         "ReleaseValue": 96, "ReleaseTypeInfo": 98, "ReleaseSessionOptions": 100,
-        "ReleaseIoBinding": 135, "CreatePrepackedWeightsContainer": 166,
+        "ReleaseIoBinding": 135, "ReleaseArenaCfg": 157, "CreatePrepackedWeightsContainer": 166,
         "ReleasePrepackedWeightsContainer": 167},
     "pp": {
         "SessionGetInputCount": 30, "SessionGetOutputCount": 31, "CastTypeInfoToTensorInfo": 55,
         "GetTensorElementType": 60, "GetDimensionsCount": 61, "AllocatorFree": 76,
-        "CreateIoBinding": 134},
+        "CreateIoBinding": 134, "UnregisterAllocator": 177},
     "ppp": {
         "AddSessionConfigEntry": 130, "RunWithBinding": 133, "BindInput": 136, "BindOutput": 137,
         "CreateAndRegisterAllocator": 144, "AddInitializer": 150},
     "pi": {"SetIntraOpNumThreads": 24}, "ipp": {"CreateEnv": 3}, "ppz": {"GetDimensions": 62},
-    "iip": {"CreateCpuMemoryInfo": 69}, "ppzpzip": {"CreateTensorWithDataAsOrtValue": 49},
+    "iip": {"CreateCpuMemoryInfo": 69}, "ziiip": {"CreateArenaCfg": 156},
+    "ppzpzip": {"CreateTensorWithDataAsOrtValue": 49},
     "pzp": {"SessionGetInputTypeInfo": 33, "SessionGetOutputTypeInfo": 34},
     "pzpp": {"SessionGetInputName": 36, "SessionGetOutputName": 37},
     "ppppp": {"CreateSessionWithPrepackedWeightsContainer": 168},
@@ -56,7 +59,7 @@ _LETTERS: Final = {"p": ctypes.c_void_p, "i": ctypes.c_int, "z": ctypes.c_size_t
 _ELEMENT_TYPES: Final = dict(
     float32=1, uint8=2, int8=3, uint16=4, int32=6, int64=7, bool=9, float16=10
 )
-_API_VERSION, _LOG_FATAL, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 8, 4, 1, 0  # as in the header
+_API_VERSION, _LOG_FATAL, _ARENA_ALLOCATOR, _DEFAULT_MEMORY = 9, 4, 1, 0  # as in the header
 _DROP_PERIOD: Final = 0.005  # seconds; packing touches some 10 MB of the file in that time
 
 
@@ -85,11 +88,10 @@ class _Api:
             for name, index in functions.items():
                 result = None if name.startswith("Release") else ctypes.c_void_p
                 self._functions[name] = ctypes.CFUNCTYPE(result, *types)(table[index] or 0)
-        # For the life of the process, as ONNX Runtime has it. One arena of scratch memory for all
-        # sessions, since they run in turns: with one each, three of width 64 held 160 MB more.
+        # For the life of the process, as ONNX Runtime has it.
         self.memory = self.get("CreateCpuMemoryInfo", _ARENA_ALLOCATOR, _DEFAULT_MEMORY)
         self.env = self.get("CreateEnv", _LOG_FATAL, b"potexport")  # errors are raised
-        self.call("CreateAndRegisterAllocator", self.env, self.memory, None)
+        self.arena = _Arena(self)
 
     def call(self, name: str, *args: Any) -> None:
         status = self._functions[name](*args)
@@ -109,6 +111,28 @@ class _Api:
         handle = self.get(name, *args)
         stack.callback(self._functions[f"Release{kind}"], handle)
         return handle
+
+
+class _Arena:
+    """Scratch memory: one arena for all sessions that share weights, since they run in turns; with
+    one each, three of width 64 held 160 MB more. The environment has one at a time, which sessions
+    made in the meantime take and keep."""
+
+    def __init__(self, api: _Api) -> None:
+        self._api, self._owner = api, object()
+        self.lock = threading.Lock()
+
+    def take(self, owner: object, most: int | None) -> None:
+        """Let sessions made from now on share `owner`'s, of `most` bytes; the lock is held."""
+        if self._owner is owner:
+            return
+        with suppress(OrtCError):  # the first time there is none
+            self._api.call("UnregisterAllocator", self._api.env, self._api.memory)
+        with ExitStack() as local:
+            config = (most or 0, *[-1] * 3)  # 0, -1: ONNX Runtime's own choice
+            arena = self._api.own(local, "ArenaCfg", "CreateArenaCfg", *config)
+            self._api.call("CreateAndRegisterAllocator", self._api.env, self._api.memory, arena)
+        self._owner = owner
 
 
 def _library() -> str:
@@ -155,13 +179,20 @@ class SharedSessions(_Closable):
         weights: initializer name -> C-contiguous array, best a view of a read-only np.memmap:
             what gets packed is copied, and the file's pages are given back once read.
         config: session config entries, e.g. {"session.intra_op.allow_spinning": "0"}.
+        scratch: bytes of memory that runs may take besides what is bound; no limit by default.
     """
 
     def __init__(
-        self, *, threads: int, weights: Mapping[str, Array], config: Mapping[str, str] | None = None
+        self,
+        *,
+        threads: int,
+        weights: Mapping[str, Array],
+        config: Mapping[str, str] | None = None,
+        scratch: int | None = None,
     ) -> None:
         super().__init__()
         self._threads, self._weights = threads, dict(weights)  # native values point into these
+        self._scratch, self._owner = scratch, object()
         mappings = (_mapping(array) for array in self._weights.values())
         self._mappings = list({id(each): each for each in mappings if each is not None}.values())
         self._config = {"session.use_env_allocators": "1", **(config or {})}
@@ -184,6 +215,8 @@ class SharedSessions(_Closable):
                     raise OrtCError(f"{path}: no weight {name!r} among those given")
                 api.call("AddInitializer", options, name.encode(), self._values[name])
             local.enter_context(_dropping_pages(self._mappings))
+            local.enter_context(api.arena.lock)
+            api.arena.take(self._owner, self._scratch)
             return CSession(self, path, options)
 
     def drop_pages(self) -> None:
@@ -239,9 +272,15 @@ class Binding(_Closable):
         self._arrays[call + name] = array
 
     def run(self) -> None:
-        """One step, from the bound inputs to the bound outputs."""
+        """One step, from the bound inputs to the bound outputs. PotexportError where the graph
+        cannot go on, such as for want of memory."""
         self._require_open()
-        _api().call("RunWithBinding", *self._run_args)
+        try:
+            _api().call("RunWithBinding", *self._run_args)
+        except OrtCError as error:
+            raise PotexportError(
+                f"ONNX Runtime stopped within a graph: {str(error).splitlines()[0][:300]}"
+            ) from error
 
 
 def _value_over(stack: ExitStack, name: str, array: Array) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from potexport.bundle import Manifest, Npu
 from potexport.errors import PotexportError
+from potexport.runtime import limits
 from potexport.runtime.backend import Backend
 from potexport.spec import MODEL_GRAPHS, choosing
 
@@ -23,6 +24,7 @@ def open_backend(
     threads: int | None,
     soc: str | None,
     policies: Sequence[str] = ("compress",),
+    max_bytes: int | None = None,
 ) -> Backend:
     """Open the graphs.
 
@@ -31,12 +33,13 @@ def open_backend(
         on: "npu", "cpu", or "auto": the NPU if the bundle has contexts for this device's.
         threads: all that this process may use where it is None.
         soc: the chip to take contexts of; by default this device's.
+        max_bytes: of memory that the session may take; this machine's by default.
 
     Raises PotexportError if the graphs, or the processor asked for, are not there.
     """
     if on not in BACKENDS:
         raise PotexportError(f"backend is {on!r}; choose one of: {', '.join(BACKENDS)}")
-    threads = threads or cores()
+    threads, scratch = threads or cores(), limits.scratch(folder, manifest, max_bytes)
     graphs = [name for name in manifest.graphs if name in MODEL_GRAPHS]
     wanted = [each for name in policies for each in (name, choosing(name))]
     graphs += [name for name in wanted if name in manifest.graphs and name not in graphs]
@@ -61,7 +64,7 @@ def open_backend(
             )
     from potexport.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads)
+    return OnnxRuntimeBackend(folder, manifest, graphs, threads=threads, scratch=scratch)
 
 
 def cores() -> int:

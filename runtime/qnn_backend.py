@@ -15,6 +15,7 @@ from typing import Any
 
 from potexport.bundle import Manifest
 from potexport.errors import PotexportError
+from potexport.runtime import onnx_file
 from potexport.runtime.backend import Array
 from potexport.runtime.bound import BoundBackend, Loaded
 from potexport.runtime.onnxruntime_backend import CONFIG
@@ -59,6 +60,8 @@ class QnnBackend(BoundBackend):
             )
         weights = map_weights(Path(folder) / manifest.weights)
         files = {name: Path(folder) / f"{name}.onnx" for name in manifest.graphs} | dict(contexts)
+        for name in files.keys() - contexts.keys():
+            onnx_file.check(files[name], manifest.weights)
         runner = _Mixed(
             Contexts(list(contexts.values()), shared=shared),
             SharedSessions(threads=threads, weights=weights, config=CONFIG),

@@ -77,6 +77,7 @@ class Session:
         check: bool = True,
         policy: str | Sequence[str] | None = None,
         saved: str | os.PathLike[str] | None = None,
+        max_bytes: int | None = None,
     ) -> Session:
         """Load a bundle.
 
@@ -88,12 +89,21 @@ class Session:
             threads: of graphs on the CPU; all that this process may use by default.
             check: compare every file's SHA-256 with the manifest; sizes are compared in any case.
             saved: a file to `load`; its policy is then the default.
+            max_bytes: of memory that it may take (`limits.planned`, and what graphs compute in
+                between); all that this machine has by default.
 
         Raises PotexportError for a bundle, or a file, that is missing, incomplete, altered or of a
         newer format.
         """
         manifest, opened, text, chosen = parts(
-            folder, on=backend, soc=soc, threads=threads, check=check, policy=policy, saved=saved
+            folder,
+            on=backend,
+            soc=soc,
+            threads=threads,
+            check=check,
+            policy=policy,
+            saved=saved,
+            max_bytes=max_bytes,
         )
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
@@ -385,9 +395,8 @@ class Session:
         keeping.check(geometry, policy, self.keep, self.keep_mass, self.pinned)
 
     def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
-        if isinstance(prompt, str):
-            return self.text.encode(prompt)
-        return token_ids(prompt, self.manifest.model.vocab_size)
+        ids = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+        return token_ids(ids, self.manifest.model.vocab_size)
 
     def _count(self, **more: float) -> None:
         self._stats = replace(

@@ -7,9 +7,7 @@ one-line PotexportError. What a prompt is used for is `text.py`'s matter.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
-from contextvars import ContextVar
 from datetime import datetime
 from functools import wraps
 from typing import Any, TypeVar
@@ -24,15 +22,10 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from potexport.errors import PotexportError
+from potexport.runtime import metering
 
 Message = Mapping[str, object]
 Body = TypeVar("Body", nodes.For, nodes.Macro)
-
-MAX_CHARS = 8_000_000  # of a rendered prompt; no phone's pot is fed more through a template
-MAX_SECONDS = 10.0  # of rendering; a real template takes milliseconds
-MAX_WIDTH = 100_000  # of padding, and jinja2's own limit for range()
-
-_deadline: ContextVar[float] = ContextVar("_deadline", default=float("inf"))
 
 
 def compile_template(source: str) -> jinja2.Template:
@@ -56,14 +49,14 @@ def one_line(error: object) -> str:
 
 
 def render(template: jinja2.Template, given: Mapping[str, Any]) -> str:
-    started = _deadline.set(time.monotonic() + MAX_SECONDS)
+    begun = metering.begin()
     pieces: list[str] = []
     size = 0
     try:
         for piece in template.generate(**given):
             pieces.append(piece)
             size += len(piece)
-            _check_size(size)
+            metering.check_size(size)
     except jinja2.exceptions.SecurityError as error:
         raise PotexportError(f"the chat template is not safe to run: {one_line(error)}") from error
     except jinja2.TemplateError as error:  # also what the template raises on purpose
@@ -73,7 +66,7 @@ def render(template: jinja2.Template, given: Mapping[str, Any]) -> str:
             f"the chat template failed: {type(error).__name__}: {one_line(error)}"
         ) from error
     finally:
-        _deadline.reset(started)
+        metering.end(begun)
     return "".join(pieces)
 
 
@@ -98,9 +91,12 @@ def plain_data(given: Mapping[str, object]) -> dict[str, Any]:
 
 
 class _Bounded(NodeTransformer):
-    """Puts the clock into loops and macros, and a limit on `~`, which jinja2 cannot intercept."""
+    """Puts the clock into loops and macros, and a limit on what jinja2 cannot intercept: `~`,
+    slices, and lists and dicts that are written out."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+        if node.test is not None:  # it runs for each item that is left out, too
+            node.test = nodes.And(nodes.Not(_asked("tick")), node.test)
         return self._ticking(node)
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:  # noqa: N802
@@ -108,14 +104,35 @@ class _Bounded(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        join = nodes.EnvironmentAttribute("bounded_join")
-        return nodes.Call(join, node.nodes, [], None, None, lineno=node.lineno)
+        return _asked("bounded_join", *node.nodes)
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _asked("made", node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _asked("made", node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _asked("made", node) if node.ctx == "load" else node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _asked("made", node) if isinstance(node.arg, nodes.Slice) else node
 
     def _ticking(self, node: Body) -> Body:
         self.generic_visit(node)
-        tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
+        node.body.insert(0, nodes.ExprStmt(_asked("tick"), lineno=node.lineno))
         return node
+
+
+def _asked(method: str, *given: nodes.Expr) -> nodes.Call:
+    """A call of a method of the sandbox, in a template."""
+    asked = nodes.Call(nodes.EnvironmentAttribute(method), list(given), [], None, None)
+    asked.set_lineno(given[0].lineno if given else 1)
+    return asked
 
 
 class _Generation(Extension):
@@ -145,13 +162,12 @@ class _Namespace(Namespace):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, set up as transformers does, with the obvious bombs bounded.
+    """jinja2's sandbox, set up as transformers does, where every value that is made is counted.
 
-    No loader, so nothing is included or imported. What stays open: a template that means harm can
-    waste memory within one operation (say, printing a list nested in itself many times over).
+    No loader, so nothing is included or imported.
     """
 
-    intercepted_binops = frozenset({"+", "*", "**"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -160,69 +176,102 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # folding constants would run filters outside the clock
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
-        for name in ("batch", "center", "format", "indent", "slice", "wordwrap"):
-            self.filters[name] = _narrow(self.filters[name])
         self.filters["tojson"] = _tojson
+        del self.filters["urlize"]  # takes the square of a text's length
+        self.filters = {name: _counted(name, each) for name, each in self.filters.items()}
+        tests: Mapping[str, Any] = self.tests
+        self.tests = {name: _timed(each) for name, each in tests.items()}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace
         self.globals["dict"] = _dict  # not the class, which has attributes
         del self.globals["lipsum"]  # text of any length
+        # jinja2 joins with it what macros and blocks print.
+        self.concat = self.bounded_concat  # type: ignore[method-assign]
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # Bytes are none of a template's business, and would be counted by nobody.
+        return attr not in ("encode", "to_bytes") and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        fill = super().wrap_str_format(value)
+        if fill is None:
+            return None
+        form = value.__self__
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            mapping = args[0] if args and isinstance(args[0], Mapping) else {}
+            metering.check_format(form, [*args, *kwargs.values(), *mapping.values()])
+            return fill(*args, **kwargs)
+
+        return bounded
 
     def tick(self) -> str:
-        if time.monotonic() > _deadline.get():
-            raise jinja2.exceptions.SecurityError(f"it ran for more than {MAX_SECONDS:g} s")
+        metering.tick()
         return ""
 
+    def made(self, value: Any) -> Any:
+        return metering.made(value)
+
     def bounded_join(self, *parts: object) -> str:
-        texts = [str(part) for part in parts]
-        _check_size(sum(map(len, texts)))
-        return "".join(texts)
+        return self.bounded_concat([_printed(part) for part in parts])
+
+    def bounded_concat(self, parts: Iterable[str]) -> str:
+        texts, size = [], 0
+        for text in parts:
+            texts.append(text)
+            size += len(text)
+            metering.check_size(size)
+        return str(metering.made("".join(texts)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for many, times in ((left, right), (right, left)):
                 if isinstance(many, (str, list, tuple)) and isinstance(times, int):
-                    _check_size(len(many) * times)
+                    metering.check_size(metering.weight(many) * times)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_size(left.bit_length() * right)
-        result = super().call_binop(context, operator, left, right)
-        _check_size(_size(result))
-        return result
+            metering.check_size(left.bit_length() * right)
+        elif operator == "%" and isinstance(left, str):
+            metering.check_format(left, right)
+        return metering.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        if isinstance(getattr(__obj, "__self__", None), str):  # "…".ljust(10**9)
-            _check_widths(args, kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
+        if getattr(__obj, "__self__", None) is __self:
+            return __obj(*args)  # without what jinja2 tells of the loop it stands in
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str):  # "…".ljust(10**9)
+            metering.check_method(text, __obj.__name__, args, kwargs)
+        metering.weight([args, kwargs])  # a macro may keep them
+        return metering.made(super().call(__context, __obj, *args, **kwargs))
 
 
-def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, refusing widths that are out of all proportion."""
+def _printed(value: object) -> str:
+    metering.weight(value)
+    return str(value)
+
+
+def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter, refused where it would make too much; what it made is counted."""
+    skipped = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @wraps(function)  # carries jinja2's marks along
-    def narrow(*args: Any, **kwargs: Any) -> Any:
-        _check_widths(args, kwargs)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        value, *rest = args[skipped:]
+        metering.check_filter(name, value, tuple(rest), kwargs)
+        return metering.made(function(*args, **kwargs))
+
+    return counted
+
+
+def _timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test, which may be asked of every part of a list in one operation."""
+
+    @wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        metering.tick()
         return function(*args, **kwargs)
 
-    return narrow
-
-
-def _size(value: object) -> int:
-    """How much repeating or adding `value` costs; a whole number grows by its bits."""
-    if isinstance(value, int):
-        return value.bit_length()
-    return len(value) if isinstance(value, (str, list, tuple)) else 0
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_CHARS:
-        raise jinja2.exceptions.SecurityError(f"it made more than {MAX_CHARS:,} characters")
-
-
-def _check_widths(args: Iterable[object], kwargs: Mapping[str, object]) -> None:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and value > MAX_WIDTH:
-            raise jinja2.exceptions.SecurityError(f"it asked for a width of {value}")
+    return timed
 
 
 def _check_name(name: object) -> None:
@@ -239,7 +288,7 @@ def _tojson(
 ) -> str:
     """JSON as it is, where jinja2's own filter escapes it for HTML."""
     if isinstance(indent, int):
-        _check_widths((indent,), {})
+        metering.check_size(metering.weight(value) * indent)
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -6,9 +6,8 @@ template is kept in bounds is decided in `template.py`. It draws no tokens and k
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from potexport import strict
 from potexport.errors import PotexportError
 from potexport.runtime.control import Controls, encoding
 from potexport.runtime.template import (
@@ -28,7 +28,12 @@ from potexport.runtime.template import (
     render,
     without_none,
 )
+from potexport.runtime.tokenizer import guarded, open_tokenizer
 
+# Bytes of a file; the largest that are known have a quarter of it, or less.
+LARGEST = {
+    "tokenizer.json": 128 << 20, "tokenizer_config.json": 16 << 20, "chat_template.jinja": 1 << 18
+}  # fmt: skip
 HELD_TOKENS = 32  # a character has at most 4 bytes: this many tokens without one are garbage
 
 
@@ -39,7 +44,7 @@ class Text:
         self, tokenizer: Tokenizer, *, template: str | None, specials: Mapping[str, str]
     ) -> None:
         """specials: the token strings that templates use, such as `bos_token`."""
-        # A tokenizer.json may carry the settings of its training; they would cut or pad a prompt.
+        # It may carry the settings of its training; they would cut or pad a prompt.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -49,24 +54,23 @@ class Text:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Text:
+    def open(cls, folder: str | Path, names: Container[str] | None = None) -> Text:
         """Read `tokenizer.json`, and where present `chat_template.jinja`, `tokenizer_config.json`.
 
+        names: of the files that are there, whatever else lies in the folder.
         Raises PotexportError, naming the file, for one that is missing or broken. A template needs
         the config: without its token strings it would quietly render another prompt.
         """
         folder = Path(folder)
-        source = _read(folder / "tokenizer.json")
-        try:
-            tokenizer = Tokenizer.from_str(source)
-        except Exception as error:  # the only type that the Rust library raises
-            raise PotexportError(
-                f"{folder / 'tokenizer.json'} is no tokenizer: {one_line(error)}"
-            ) from error
+
+        def has(name: str) -> bool:
+            return (folder / name).exists() if names is None else name in names
+
+        tokenizer = open_tokenizer(folder / "tokenizer.json", _read(folder / "tokenizer.json"))
         template_file = folder / "chat_template.jinja"
-        template = _read(template_file) if template_file.exists() else None
+        template = _read(template_file) if has(template_file.name) else None
         config_file = folder / "tokenizer_config.json"
-        if template is None and not config_file.exists():
+        if template is None and not has(config_file.name):
             return cls(tokenizer, template=None, specials={})
         config = _read_config(config_file)
         if template is None:  # models saved before 2025 keep it in the config
@@ -100,7 +104,8 @@ class Text:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` without special tokens; ids that stand for no token give nothing."""
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        with guarded():
+            return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def stream(self, after: Iterable[int] = ()) -> Stream:
         """An incremental `decode` for ids that follow the ids `after` (a raw prompt's last few)."""
@@ -210,7 +215,8 @@ class Stream:
         return both[len(old) :] if both.startswith(old) else self._decode(self._pending)
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        with guarded():
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class StopStrings:
@@ -262,16 +268,16 @@ class StopStrings:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return strict.text(path, LARGEST[path.name])
     except FileNotFoundError as error:
         raise PotexportError(f"{path} is missing; copy the whole bundle again") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise PotexportError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_read(path))
+        config = strict.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise PotexportError(f"{path} is not JSON: {one_line(error)}") from error
     if not isinstance(config, dict):

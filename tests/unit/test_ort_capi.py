@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from potexport.errors import PotexportError
 from potexport.runtime.ort_capi import Array, Binding, CSession, OrtCError, SharedSessions
 
 LAYERS, ROWS, D = 6, 50, 768  # six square weights of 2.25 MB
@@ -195,7 +196,7 @@ def test_what_onnxruntime_refuses_is_an_error_with_its_message(
     with pytest.raises(OrtCError, match="no weight 'w99'"):
         shared.load(folder / "1.onnx", names=["w99"])
     binding = shared.load(folder / "1.onnx").binding()
-    with pytest.raises(OrtCError):  # inputs are missing
+    with pytest.raises(PotexportError):  # inputs are missing
         binding.run()
 
 

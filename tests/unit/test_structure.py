@@ -24,7 +24,7 @@ SOURCES = _sources()
 # What the modules of a folder may import of the project; `potexport` itself may import all.
 ALLOWED = {
     "graphs": {"errors", "geometry", "spec", "coding", "plugins", "graphs"},
-    "runtime": {"errors", "geometry", "spec", "coding", "bundle", "runtime"},
+    "runtime": {"errors", "geometry", "spec", "coding", "strict", "bundle", "runtime"},
     "targets": {"errors", "geometry", "spec", "plugins", "targets"},
 }
 FORBIDDEN = {

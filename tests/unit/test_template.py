@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from potexport.errors import PotexportError
-from potexport.runtime import template as template_module
+from potexport.runtime import metering
 from tests.unit.chats import CHAT, CHATML, LLAMA2, LLAMA3, SPECIALS, trained, with_template
 
 
@@ -55,8 +55,9 @@ def test_a_template_may_refuse_in_its_own_words() -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.3)
-    monkeypatch.setattr(template_module, "MAX_CHARS", 100_000)
+    monkeypatch.setattr(metering, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(metering, "MAX_CHARS", 100_000)
+    monkeypatch.setattr(metering, "MAX_PARTS", 10_000)
     started = time.monotonic()
     yield
     assert time.monotonic() - started < 5.0
@@ -72,6 +73,15 @@ GROW = (
     "{% set ns = namespace(x=START) %}"
     "{% for i in range(60) %}{% set ns.x = ns.x STEP ns.x %}{% endfor %}"
 )
+
+
+NEST = (
+    "{% set ns = namespace(x='x') %}"
+    "{% for i in range(60) %}{% set ns.x %}BODY{% endset %}{% endfor %}"
+)
+
+
+KEPT = "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(m(m('x' * 90000) * 2) * 2) }}"
 
 
 HOSTILE = {
@@ -116,6 +126,35 @@ BOMBS = {
     "{{ 'x'.ljust(10**10) }}": "asked for a width",
     "{{ 'x'|center(10**10) }}": "asked for a width",
     "{{ messages|tojson(indent=10**10) }}": "asked for a width",
+    # One operation that prints, fills in or searches what took many to make.
+    GROW.replace("START", "[1]").replace("ns.x STEP ns.x", "[ns.x, ns.x]"): "list of more than",
+    GROW.replace("START", "[1]").replace("ns.x STEP ns.x", "{0: ns.x, 1: ns.x}"): "list of more",
+    GROW.replace("START", "(1,)").replace("ns.x STEP ns.x", "(ns.x, ns.x)"): "list of more than",
+    GROW.replace("START", "1").replace("ns.x STEP ns.x", "dict(a=ns.x, b=ns.x)"): "list of more",
+    GROW.replace("START", "1").replace("ns.x STEP ns.x", "[0]|batch(3, ns.x)|list"): "list of more",
+    NEST.replace("BODY", "{{ ns.x }}{{ ns.x }}"): "made more than",
+    KEPT: "made more than",
+    "{{ '%10000000000d' % 1 }}": "asked for a width",
+    "{{ '%*d' % (10**10, 1) }}": "asked for a width",
+    "{{ '{:10000000000}'.format(1) }}": "asked for a width",
+    "{{ '{:{}}'.format(1, 10**10) }}": "asked for a width",
+    "{{ ('%s' * 1000) % ((('x' * 10000),) * 1000) }}": "made more than",
+    "{{ ('%(a)s' * 1000) % {'a': 'x' * 10000} }}": "made more than",
+    "{{ ('{0}' * 1000).format('x' * 10000) }}": "made more than",
+    "{{ ('%(a)s' * 1000)|format(a='x' * 10000) }}": "made more than",
+    "{{ ('a' * 1000).replace('a', 'x' * 10000) }}": "made more than",
+    "{{ ('a' * 1000)|replace('a', 'x' * 10000) }}": "made more than",
+    "{{ ('x' * 10000).join(['a'] * 1000) }}": "made more than",
+    "{{ (['a'] * 1000)|join('x' * 10000) }}": "made more than",
+    "{{ range(9999)|map('center', 99999)|list|length }}": "made more than",
+    "{{ range(9999)|map('string')|join('x' * 10000) }}": "made more than",
+    "{{ ('\n' * 10000)|indent(90000) }}": "made more than",
+    "{{ ('\t' * 10000).expandtabs(90000) }}": "made more than",
+    "{% set x = 'x' * 90000 %}" + "{% set y = x[1:] %}" * 50: "characters in all",
+    "{% set x = range(9999)|list %}{{ x|select('in', x|reverse|list)|list }}": "ran for more",
+    "{% set x = range(9999)|list %}{% for i in x if i + 9999 in x %}{% endfor %}": "ran for more",
+    "{{ 'x'.encode().ljust(10**9) }}": "is unsafe",
+    "{{ (1).to_bytes(10**9, 'big') }}": "is unsafe",
 }
 
 
