@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report, cli_run
+from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report, cli_run, cli_web
 from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError
@@ -128,6 +128,7 @@ def models(json: bool) -> None:
 
 
 cli.add_command(cli_run.run)
+cli.add_command(cli_web.web)
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
 cli.add_command(cli_eval.evaluate)

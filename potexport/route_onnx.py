@@ -73,8 +73,9 @@ def trace(
             models = _model_graphs(core, layout, opset, stage)
             stage("compress")
             models |= compressed()
-    if layout.in_place:
+    if decided.target.fused or layout.in_place:
         fuse_onnx.fuse(models[name] for name in ("decode", "prefill", "observe") if name in models)
+    if layout.in_place:
         chosen = {choosing(name): models[name] for name in squeezing}
         models |= {name: lower_onnx.cut(model, specs[name]) for name, model in chosen.items()}
     if ranges is not None:
