@@ -39,14 +39,16 @@ class Given:
     """What a compression is given, a tensor for each layer that is chosen in where it is a list;
     see docs/graphs.md.
 
-    past_seq_len, keep: (1,) or (L,) int32. reset: (1,) int32, 1 to move all kept slots to the
-    front, 0 to leave them at their positions. position: (1,) int32, of the next token. stored: a
+    past_seq_len, keep: (1,) or (L,) int32. pinned: (1,) int32, how many first slots of every layer
+    stay in any case. reset: (1,) int32, 1 to move all kept slots to the front, 0 to leave them at
+    their positions. position: (1,) int32, of the next token. stored: a
     coded pot, whose keys and values are then made when a layer's are asked for. last: of each layer
     with a window its keys; back: (1,) int32, by how many positions these move back.
     """
 
     past_seq_len: Tensor
     keep: Tensor
+    pinned: Tensor
     reset: Tensor
     positions: list[Tensor]
     keys: Sequence[Tensor]
@@ -151,8 +153,9 @@ class Compress(nn.Module):
         shape, heads, layer = self.geometry, given.keys[0].shape[1], self.chosen[number]
         each = slice(0, 1) if shape.uniform else slice(layer, layer + 1)
         fill, keep = given.past_seq_len[each], given.keep[each]
+        rows = shape.slots_of(layer) + spare
         slot, forced, free_to_go = masks(
-            shape.slots_of(layer) + spare, fill, sink=shape.sink, recent=shape.recent
+            rows, fill, given.pinned, sink=shape.sink, recent=shape.recent
         )
         most = shape.keep_max_of(layer)
         return Candidates(slot, fill, keep, most, forced, free_to_go, heads, (layer,))

@@ -23,8 +23,8 @@ class Candidates:
     once.
 
     slot: (M,) int32, its own index. fill, keep: (1,) int32.
-    forced: (M,) bool, sinks and recent slots, which stay whatever their score. open: (M,) bool,
-        occupied and not forced.
+    forced: (M,) bool, sinks or pinned slots, whichever are more, and recent ones, which stay
+        whatever their score; no more than `keep`. open: (M,) bool, occupied and not forced.
     heads: key/value heads of a layer. layers: which ones the rows belong to.
     mass, window, received: (R, M) float32 >= 0, the attention of the catalyst, of the last tokens
         read and of all tokens so far, summed over them; 0 in free slots.
@@ -107,11 +107,14 @@ def best(scores: Tensor, among: Tensor, count: Tensor, most: int) -> Tensor:
     return torch.logical_or(above, torch.logical_and(level, first))
 
 
-def masks(slots: int, fill: Tensor, *, sink: int, recent: int) -> tuple[Tensor, Tensor, Tensor]:
-    """slot (M,) int32, forced (M,) bool, open (M,) bool; `fill` (1,) int32."""
+def masks(
+    slots: int, fill: Tensor, pinned: Tensor, *, sink: int, recent: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """slot (M,) int32, forced (M,) bool, open (M,) bool; `fill`, `pinned` (1,) int32."""
     slot = torch.arange(slots, dtype=torch.int32)
     occupied = slot < fill
-    at_an_end = torch.logical_or(slot < sink, slot >= fill - recent)
+    first = torch.logical_or(slot < sink, slot < pinned)
+    at_an_end = torch.logical_or(first, slot >= fill - recent)
     forced = torch.logical_and(occupied, at_an_end)
     return slot, forced, torch.logical_and(occupied, torch.logical_not(at_an_end))
 

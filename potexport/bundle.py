@@ -21,7 +21,7 @@ from potexport.geometry import ModelFacts, PotGeometry
 from potexport.spec import ITEM_BYTES, GraphSpec, Layout, TensorSpec
 
 MANIFEST = "potexport.json"
-FORMAT = 4
+FORMAT = 5
 # Of a coded pot: `potexport.channels`.
 KEY_FILES = ("key_channels.npy", "key_turns.npy")
 LARGEST_MANIFEST = 64 << 20  # bytes; ours are well below one MiB for a hundred layers

@@ -113,6 +113,8 @@ def _full_pot(layout: Layout) -> dict[str, Array]:
             return np.array(filled, np.int32)
         if tensor.name == "keep":
             return np.full(layout.counts, layout.pot.keep, np.int32)
+        if tensor.name == "pinned":
+            return np.array([layout.pot.sink + 1], np.int32)
         if tensor.name in ("reset", "back"):
             return np.array([1], np.int32)
         if tensor.name.startswith("positions"):  # far apart, as after many compressions

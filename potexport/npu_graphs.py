@@ -100,6 +100,8 @@ def inputs(spec: GraphSpec, pot: Pot, ids: Array | None, next_ids: Array, keep: 
             array[...] = pot.position
         elif kind == "reset":
             array[...] = 1
+        elif kind == "pinned":
+            array[...] = pot.pinned
         elif kind == "keep":
             array[...] = keep
         elif kind == "next_ids":

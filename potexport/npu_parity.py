@@ -147,9 +147,10 @@ def selected_otherwise(mine: Recording, manifest: Manifest, policy: Policy) -> i
     if not policy.needs or not policy.needs <= set(SCORES):
         return None
     wrong = 0
+    none = torch.zeros(1, dtype=torch.int32)  # nobody pins as a recording is made
     for number, (fill, keep) in enumerate(zip(mine.fill, mine.keep, strict=True)):
         count, kept = (torch.tensor([n], dtype=torch.int32) for n in (fill, keep))
-        slot, forced, free_to_go = masks(pot.slots, count, sink=pot.sink, recent=pot.recent)
+        slot, forced, free_to_go = masks(pot.slots, count, none, sink=pot.sink, recent=pot.recent)
         for layer, chosen in enumerate(mine.kept[number]):
             wide = ((0, 0), (0, pot.slots - fill))
             # As the HTP has them: it computes in fp16.

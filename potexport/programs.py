@@ -52,6 +52,7 @@ class Graph(nn.Module):
             asked = Given(
                 given["past_seq_len"],
                 given["keep"],
+                given["pinned"],
                 given["reset"],
                 _of_layers(given, "positions.{}", core.chosen),
                 keys,

@@ -95,6 +95,7 @@ class TorchBackend:
         given = Given(
             torch.from_numpy(self.pot.fills.copy()),
             torch.from_numpy(counts),
+            torch.tensor([self.pot.pinned], dtype=torch.int32),
             torch.tensor([int(reset)], dtype=torch.int32),
             self._positions,
             keys,

@@ -281,7 +281,8 @@ class Layout:
         back = (_count("back"),) if self.windowed else ()
         unread = {f"past_key_values.{layer}.value" for layer in self.windowed}
         held = (spec for spec in self._held if spec.name not in unread)
-        inputs = (*scores, *counts, *now, _count("reset"), *back, *self.positions(), *held)
+        asked = (_count("pinned"), *now, _count("reset"), *back)
+        inputs = (*scores, *counts, *asked, *self.positions(), *held)
         most = {layer: self.pot.keep_max_of(layer) for layer in self.chosen}
         heads = self.facts.kv_heads
         kept = (TensorSpec(f"kept.{n}", "int32", (heads, m)) for n, m in most.items())

@@ -38,8 +38,9 @@ class Backend(Protocol):
         """
 
     def compress(self, keep: int, *, reset: bool = True) -> list[Array]:
-        """Keep the best slots, `keep` on average over the layers; of each layer that is chosen in
-        (Hkv, keep of the layer) int32, the slots they were in, valid until the next call.
+        """Keep the best slots and those that are pinned, `keep` on average over the layers; of each
+        layer that is chosen in (Hkv, keep of the layer) int32, the slots they were in, valid until
+        the next call.
 
         reset: move them to the positions 0, 1, 2, …; otherwise they stay where they stand.
         """

@@ -139,6 +139,7 @@ class BoundBackend:
         graph.arrays["keep"][:] = counts
         if isinstance(self.pot, CodedPot):
             graph.arrays["keep_coded"][:] = self.pot.coded(counts)
+        graph.arrays["pinned"][0] = self.pot.pinned
         if "reset" in graph.arrays:
             graph.arrays["reset"][0] = reset
         if "back" in graph.arrays:

@@ -21,6 +21,7 @@ class Contents:
     fills: Array
     position: int
     arrays: Mapping[str, Array]
+    pinned: int = 0
 
 
 class Pot:
@@ -35,6 +36,8 @@ class Pot:
     sizes, fills: (1,) or (L,) int32, how many slots there are, and how many of them hold a token,
         the same in every head.
     position: of the next token.
+    pinned: how many of the first slots every compression keeps, whatever their scores; they stay
+        the first. Some may not be filled as yet.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -56,6 +59,7 @@ class Pot:
         self.sizes = np.array(slots, np.int32)
         self.fills = np.zeros(layout.counts, np.int32)
         self.position = 0
+        self.pinned = 0
 
     @property
     def bytes(self) -> int:
@@ -209,12 +213,12 @@ class Pot:
     def save(self) -> Contents:
         """A copy of all that is filled."""
         copies = {name: view.copy() for name, view in self.views(self.fills).items()}
-        return Contents(self.fills.copy(), self.position, copies)
+        return Contents(self.fills.copy(), self.position, copies, self.pinned)
 
     def load(self, contents: Contents) -> None:
         """Hold again what was saved."""
         self.fills[:] = contents.fills
-        self.position = contents.position
+        self.position, self.pinned = contents.position, contents.pinned
         for name, view in self.views(self.fills).items():
             view[...] = contents.arrays[name]
 

@@ -33,7 +33,7 @@ from potexport.runtime.records import Settings, State, Stats
 from potexport.runtime.tensors import METADATA, Entries, arrays, entries, header
 from potexport.spec import TensorSpec
 
-FORMAT = 1
+FORMAT = 2
 FACTS, DIGEST = "potexport", "sha256"  # what the metadata has
 LARGEST_HEADER = 16 << 20  # bytes; a hundred layers take some hundred thousand
 MOST_PENDING = 1 << 24  # tokens
@@ -70,6 +70,7 @@ def write_session(
         "asked": settings.asked,
         "fills": state.pot.fills.tolist(),
         "position": state.pot.position,
+        "pinned": state.pot.pinned,
         "fed": state.fed,
         "novelty": state.novelty,
         "to_come": state.to_come,
@@ -222,6 +223,11 @@ def _facts(
         raise PotexportError(
             f"the saved session {path} is damaged: {OUTSIDE}; save it again"
         ) from error
+    if version < FORMAT:
+        raise PotexportError(
+            f"the saved session {path} has format {version}, older than the {FORMAT} that this "
+            "potexport reads; read the text again"
+        )
     if version > FORMAT:
         raise PotexportError(
             f"the saved session {path} has format {version}, newer than the {FORMAT} that this "
@@ -252,7 +258,10 @@ class _Reader:
         views = self.pot.views(fills)
         table = self._table(views)
         made = self._data(file, table)
-        contents = Contents(fills, _whole(facts["position"]), {name: made[name] for name in views})
+        filled = min(self.pot.counts_of(fills))
+        pinned = _whole(facts["pinned"], most=filled + made["pending"].size)
+        arrays_of = {name: made[name] for name in views}
+        contents = Contents(fills, _whole(facts["position"]), arrays_of, pinned)
         self._check(contents, made["tail"])
         state = State(
             contents,
@@ -264,7 +273,7 @@ class _Reader:
             self._ids(made["tail"]),
             _stats(facts["stats"]),
         )
-        return state, self._settings(made["catalyst"])
+        return state, self._settings(made["catalyst"], pinned)
 
     def _fills(self) -> Array:
         wanted = self.pot.sizes
@@ -318,14 +327,14 @@ class _Reader:
     def _ids(self, ids: Array) -> Array:
         return token_ids(ids, self.manifest.model.vocab_size)
 
-    def _settings(self, catalyst: Array) -> Settings:
+    def _settings(self, catalyst: Array, pinned: int) -> Settings:
         facts = self.facts
         keep: int | Literal["auto"] = "auto"
         if facts["keep"] != "auto":
             keep = _whole(facts["keep"])
         share, asked = _number(facts["keep_mass"]), bool(facts["asked"])
         policy = self.manifest.policy_of(facts["policy"])
-        keeping.check(self.manifest.pot, policy, keep, share)
+        keeping.check(self.manifest.pot, policy, keep, share, pinned)
         return Settings(policy.label, keep, share, asked, self._ids(catalyst), str(facts["note"]))
 
 

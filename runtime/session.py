@@ -17,7 +17,7 @@ import numpy as np
 from potexport import bundle
 from potexport.bundle import Manifest, PolicyFacts
 from potexport.errors import PotexportError
-from potexport.runtime import keeping
+from potexport.runtime import compressing, keeping
 from potexport.runtime.backend import Array, Backend
 from potexport.runtime.ids import Ids, token_ids
 from potexport.runtime.provider import open_backend
@@ -54,7 +54,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything that was read; the catalyst stays."""
-        self.backend.pot.fill = 0
+        self.backend.pot.fill = self.backend.pot.pinned = 0
         self._pending = np.empty(0, np.int32)  # not read yet: a chunk waits for the token after it
         self._fed = 0  # so many of them, the last ones, were fed and not generated
         self._novelty = 0.0  # of the first pending token; the very first token has none
@@ -187,6 +187,26 @@ class Session:
             self._read(self.manifest.pot.chunk)
             if on_progress:
                 on_progress(max(0, ids.size - self._pending.size), ids.size)
+
+    @property
+    def pinned(self) -> int:
+        """How many of the first tokens stay through every compression."""
+        return self.backend.pot.pinned
+
+    def pin(self) -> int:
+        """Let all that was fed so far, a system prompt say, stay through every compression from now
+        on; returns how many tokens that is. `reset` lets go of them.
+
+        Layers with a sliding window hold the last tokens alone, whatever is pinned. Raises
+        PotexportError where a compression has already dropped some of it, and where it would leave
+        no room for the `keep` slots that a compression keeps.
+        """
+        pot, stats = self.backend.pot, self._stats
+        count = min(pot.counts_of(pot.fills)) + self._pending.size
+        taken = stats.tokens_read + self._fed + stats.tokens_generated
+        keeping.check_pin(self.manifest.pot, self.keep, count, lost=taken - count)
+        pot.pinned = count
+        return count
 
     def generate(
         self,
@@ -339,29 +359,24 @@ class Session:
         least: int | None = None
         if self._to_come is not None:
             least = self.manifest.pot.slots - self._pending.size - self._to_come
-        self._compress(None, least)
+        self._compress(self.keep, least)
 
     def compress(self, keep: int | None = None) -> None:
         """Keep the best slots now, `keep` of them (`self.keep` otherwise); the loop does this by
         itself."""
-        self._compress(keep, None)
+        self._compress(self.keep if keep is None else keep, None)
 
-    def _compress(self, keep: int | None, least: int | None) -> None:
-        """keep: exactly so many slots; where it is None, `self.keep`, and at least `least` if there
-        are so many."""
-        pot, geometry = self.backend.pot, self.manifest.pot
-        allowed = keeping.allowed(geometry, pot.fill)
-        if keep is None and self.keep != "auto":
-            keep = max(self.keep, min(geometry.keep_max, least or 0))
-        if keep is not None:  # before the work of observing
-            allowed.check(keep)
-        started = perf_counter()
-        self._observe()
-        if keep is None:
-            found = keeping.by_mass(pot, self.backend.policy, geometry, self.keep_mass)
-            keep = allowed.nearest(max(found, least or 0))
-        reset = pot.position + geometry.slots - keep + geometry.widest > geometry.positions
-        kept = self.backend.compress(keep, reset=reset)
+    def _compress(self, keep: int | Literal["auto"], least: int | None) -> None:
+        geometry, started = self.manifest.pot, perf_counter()
+        kept = compressing.compress(
+            self.backend,
+            geometry,
+            keep=keep,
+            share=self.keep_mass,
+            least=least,
+            catalyst=self._catalyst,
+            tail=self._tail,
+        )
         if geometry.recent < self._tail.size:
             self._tail = self._tail[self._tail.size - geometry.recent :]
         self._count(compressions=1, compress_seconds=perf_counter() - started)
@@ -370,19 +385,8 @@ class Session:
 
     def check_keep(self) -> None:
         """Raise PotexportError for a `keep` that no compression could take, before one tries."""
-        keeping.check(self.manifest.pot, self.backend.policy, self.keep, self.keep_mass)
-
-    def _observe(self) -> None:
-        """The passes that the policy wants before a compression."""
-        policy, pot = self.backend.policy, self.backend.pot
-        if "mass" in policy.needs and self._catalyst.size:
-            self.backend.observe(self._catalyst)
-        elif "mass" in policy.needs:
-            for mass in pot.mass:
-                mass[...] = 0
-        if "window" in policy.needs:
-            last = self._tail[-policy.window :]
-            self.backend.observe(last, back=last.size, into="window")
+        geometry, policy = self.manifest.pot, self.backend.policy
+        keeping.check(geometry, policy, self.keep, self.keep_mass, self.pinned)
 
     def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
         if isinstance(prompt, str):

@@ -128,7 +128,7 @@ def altered(bundle: Path) -> None:
 
 def newer(bundle: Path) -> None:
     text = (bundle / "potexport.json").read_text()
-    (bundle / "potexport.json").write_text(text.replace('"format": 4', '"format": 5'))
+    (bundle / "potexport.json").write_text(text.replace('"format": 5', '"format": 6'))
 
 
 def no_manifest(bundle: Path) -> None:
@@ -150,7 +150,7 @@ def no_json(bundle: Path) -> None:
         (missing, ("decode.onnx is missing", "copy"), True),
         (truncated, ("weights.safetensors is truncated", "copy"), True),
         (altered, ("weights.safetensors is altered", "copy"), False),
-        (newer, ("format 5", "update potexport"), True),
+        (newer, ("format 6", "update potexport"), True),
         (no_manifest, ("potexport.json", "not a bundle"), True),
         (other_graphs, ("not a valid manifest", "build the bundle again"), True),
         (no_json, ("not valid JSON", "build the bundle again"), True),

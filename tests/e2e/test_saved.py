@@ -178,9 +178,10 @@ def test_the_editor_can_also_leave_a_file_whole(
 @pytest.mark.parametrize(
     "facts",
     [
-        {"format": 2},
+        {"format": 3},
+        {"format": 1},
         {"format": 0},
-        {"format": "1"},
+        {"format": "2"},
         {"fills": [49]},
         {"fills": [-1]},
         {"fills": [1 << 40]},
@@ -189,6 +190,10 @@ def test_the_editor_can_also_leave_a_file_whole(
         {"position": 10**30},
         {"position": 3},
         {"position": -1},
+        {"pinned": -1},
+        {"pinned": 21},
+        {"pinned": 10**30},
+        {"pinned": None},
         {"novelty": float("nan")},
         {"novelty": 10**400},
         {"stats": {}},
@@ -215,7 +220,7 @@ def test_a_forged_file_is_refused(
         if isinstance(array, np.ndarray):
             first, last = header[name.replace("__", ".")]["data_offsets"]
             facts[name] = np.resize(array, (last - first) // array.itemsize)
-    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format 2)"):
+    with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format [13])"):
         opened.load(edited(whole, tmp_path / "a.pot", **facts))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from potexport.errors import PotexportError
+from potexport.runtime.backend import Array
 from potexport.runtime.sampling import Sampling
 from potexport.runtime.session import Session
 
@@ -86,6 +87,50 @@ def test_a_long_catalyst_is_cut_to_its_end(session: Session) -> None:
     assert session.catalyst.tolist() == list(range(8, 8 + width))
     with pytest.raises(PotexportError, match="the catalyst is empty"):
         session.set_catalyst("")
+
+
+def test_what_is_pinned_stays_through_every_compression(session: Session, book: str) -> None:
+    """Of whatever kind, and whatever is read behind it."""
+    ids = session.text.encode(book)
+    session.feed(ids[:5])
+    assert session.pin() == 5
+    session.feed(ids[5:12])
+    assert session.pinned == 5
+    assert session.pin() == 12  # all so far
+    kept: list[Array] = []
+    session.on_compress = lambda slots: kept.extend(each.copy() for each in slots)
+    session.feed(ids[12:400])
+    session.keep = "auto"
+    session.feed(ids[400:600])
+    session.keep = 24
+    session.feed(ids[600:700], to_come=5)
+    session.compress(16)
+    assert {each.shape[1] for each in kept} > {16, 24}
+    for each in kept:
+        assert (each[:, :12] == np.arange(12)).all()
+    with pytest.raises(PotexportError, match=r"has dropped 680 of the 700 tokens that are to be"):
+        session.pin()
+    assert session.pinned == 12
+    session.reset()
+    assert session.pinned == session.pin() == 0
+
+
+def test_a_pin_leaves_room_for_what_is_recent(session: Session) -> None:
+    session.feed(list(range(3, 24)))
+    says = "21 tokens are to be pinned, and a compression that keeps 24 slots has room for 20"
+    with pytest.raises(PotexportError, match=says):
+        session.pin()
+    assert session.pinned == 0
+    session.keep = 25
+    assert session.pin() == 21
+    twin = session.fork()
+    assert twin.pinned == 21
+    session.keep = "auto"
+    with pytest.raises(PotexportError, match=r"between pinned \+ recent \(25\) and 16"):
+        session.compress()  # there are fewer as yet
+    session.keep = 24
+    with pytest.raises(PotexportError, match=r"keep is 24; .* pinned \+ recent \(25\) and 40"):
+        session.check_keep()
 
 
 @pytest.mark.parametrize("keep", [0, 47, 1000])

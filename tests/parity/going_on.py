@@ -10,16 +10,19 @@ from potexport.runtime.backend import Array
 from potexport.runtime.sampling import Sampler, Sampling
 from potexport.runtime.session import Session
 
-TOKENS = 256
+TOKENS, PINNED = 256, 9
 GREEDY, DRAWN = Sampling(), Sampling(temperature=1.5, top_k=50, seed=3)
 
 
 def goes_on_alike(bundle: Path, folder: Path, policy: str | None = None) -> None:
-    """Saved with a part of a chunk unread; loaded by another process's session, and by its own
-    after it has read something else."""
+    """Saved with a pinned beginning and a part of a chunk unread; loaded by another process's
+    session, and by its own after it has read something else."""
     session, path = Session.open(bundle, threads=1, policy=policy), folder / "session.pot"
     session.set_catalyst([5, 9, 200, 33, 41])
-    session.feed(np.random.default_rng(1).integers(3, 280, 153).astype(np.int32))
+    ids = np.random.default_rng(1).integers(3, 280, 153).astype(np.int32)
+    session.feed(ids[:PINNED])
+    session.pin()
+    session.feed(ids[PINNED:])
     session.save(path)
     before = session.stats.compressions
     greedy = _generated(session, GREEDY)  # goes on as if nothing had been saved
@@ -36,7 +39,12 @@ def goes_on_alike(bundle: Path, folder: Path, policy: str | None = None) -> None
 def _generated(session: Session, sampling: Sampling) -> list[Array]:
     """Tokens, the logits of each, and of each compression the kept slots."""
     sampler, tokens, logits, kept = Sampler(sampling), list[int](), list[Array](), list[Array]()
-    session.on_compress = lambda slots: kept.append(np.concatenate([s.ravel() for s in slots]))
+
+    def on_compress(slots: list[Array]) -> None:
+        assert all((each[:, :PINNED] == np.arange(PINNED)).all() for each in slots)
+        kept.append(np.concatenate([each.ravel() for each in slots]))
+
+    session.on_compress = on_compress
     for _ in range(TOKENS):
         logits.append(session.logits().copy())
         tokens.append(sampler.pick(logits[-1]))

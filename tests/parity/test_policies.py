@@ -36,6 +36,7 @@ SHIPPED = {
     "expected-attention", "random", "infinipot", "catalyst", "blend",
 }  # fmt: skip
 BLEND = "blend"
+PINNED, FEWER = 11, 180  # tokens
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
@@ -80,6 +81,20 @@ def test_a_runtime_equals_the_rule_in_plain_words(held: Held, name: str) -> None
     held.session.feed(tokens())
     same(held.session, kept, oracle, oracle.read(tokens().tolist()))
     assert set(oracle.resets) == {False, True}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pinned_tokens_stay_as_sinks_do(held: Held, name: str) -> None:
+    """Pinned once they were fed, whatever was read of them: to the rules they are sinks."""
+    oracle = held.reference(ruled(name), sink=PINNED)
+    session, kept = held.session, begin(held.session, name)
+    session.feed(tokens()[:PINNED])
+    assert session.pin() == session.pinned == PINNED
+    session.feed(tokens(FEWER)[PINNED:])
+    same(session, kept, oracle, oracle.read(tokens(FEWER).tolist()), least=5)
+    assert set(oracle.resets) == {False, True}
+    assert all((slots[:, :PINNED] == np.arange(PINNED)).all() for each in kept for slots in each)
+    assert session.pinned == PINNED
 
 
 @pytest.mark.parametrize("held", RUNTIMES[:1], indirect=True)  # no runtime takes part

@@ -65,7 +65,7 @@ def change(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"format": 99}, "newer than the 4"),
+        ({"format": 99}, "newer than the 5"),
         ({"format": None}, "no format version"),
         ({"pot": {}}, "not a valid manifest"),
         ({"pot": {**POT.__dict__, "keep": 63}}, "--keep 63"),

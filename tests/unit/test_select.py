@@ -19,10 +19,12 @@ scores = st.lists(
 )
 
 
-def candidates(fill: int, keep: int, sink: int, recent: int, **known: Any) -> Candidates:
+def candidates(
+    fill: int, keep: int, sink: int, recent: int, pinned: int = 0, **known: Any
+) -> Candidates:
     count = torch.tensor([fill], dtype=torch.int32)
-    slot, forced, free_to_go = masks(SLOTS, count, sink=sink, recent=recent)
-    kept = torch.tensor([keep], dtype=torch.int32)
+    kept, pin = (torch.tensor([n], dtype=torch.int32) for n in (keep, pinned))
+    slot, forced, free_to_go = masks(SLOTS, count, pin, sink=sink, recent=recent)
     return Candidates(slot, count, kept, KEEP_MAX, forced, free_to_go, **known)
 
 
@@ -33,15 +35,17 @@ def candidates(fill: int, keep: int, sink: int, recent: int, **known: Any) -> Ca
     st.integers(7, KEEP_MAX),
     st.integers(0, 3),
     st.integers(0, 4),
+    st.integers(0, 7),
 )
 def test_select_keeps_forced_then_best_in_order(
-    values: list[list[int]], fill: int, keep: int, sink: int, recent: int
+    values: list[list[int]], fill: int, keep: int, sink: int, recent: int, pinned: int
 ) -> None:
-    chosen = select(torch.tensor(values).float(), candidates(fill, keep, sink, recent))
+    pinned = min(pinned, keep - recent)
+    chosen = select(torch.tensor(values).float(), candidates(fill, keep, sink, recent, pinned))
     assert chosen.shape == (ROWS, KEEP_MAX)
     assert chosen.dtype == torch.int32
     for row, got in zip(values, chosen.tolist(), strict=True):
-        forced = set(range(sink)) | set(range(fill - recent, fill))
+        forced = set(range(max(sink, pinned))) | set(range(fill - recent, fill))
         ranked = sorted(set(range(fill)) - forced, key=lambda slot: (-row[slot], slot))
         wanted = sorted(forced | set(ranked[: keep - len(forced)]))
         assert got[:keep] == wanted
