@@ -63,10 +63,17 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, served: dict[str, Path], *, port: int = 0) -> None:
+    def __init__(
+        self,
+        served: dict[str, Path],
+        *,
+        port: int = 0,
+        handler: type[BaseHTTPRequestHandler] | None = None,
+    ) -> None:
+        """handler: one that answers more, for tests."""
         self.served = served
         try:
-            super().__init__((LOOPBACK, port), Handler)
+            super().__init__((LOOPBACK, port), handler or Handler)
         except OSError as error:
             raise PotexportError(
                 f"port {port} cannot be used: {error.strerror}; choose another --port, or omit it"

@@ -70,9 +70,9 @@ export class Graphs {
     const { weights, files, graphs } = this.manifest;
     const { file } = graphs[name];
     // A compression has tables alone; a model graph reads nearly all weights.
-    const bytes = files[file].size + (name.startsWith("compress") ? 0 : files[weights].size);
+    const bytes = name.startsWith("compress") ? 0 : files[weights].size;
     for (const [old, { session, bytes: freed }] of this.open) {
-      if (bytes + this.bytes <= this.budget || freed < bytes / 2) continue;
+      if (!freed || bytes + this.bytes <= this.budget) continue;
       this.open.delete(old);
       await session.release();
     }

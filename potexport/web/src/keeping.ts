@@ -7,7 +7,7 @@ import type { Pot } from "./pot";
 export function allowed(manifest: Manifest, pot: Pot): { least: number; most: number } {
   const { sink, recent, keep_max } = manifest.pot;
   const { smallest } = pot.geometry;
-  return { least: sink + recent - smallest, most: Math.min(keep_max, pot.fill - smallest) };
+  return { least: Math.max(sink, pot.pinned) + recent - smallest, most: Math.min(keep_max, pot.fill - smallest) };
 }
 
 /** (1,) or (L,): how many slots each layer keeps; all that it has, if fewer, or if it has a window. */
@@ -21,11 +21,12 @@ export function counts(pot: Pot, keep: number): Int32Array {
 export function byMass(manifest: Manifest, pot: Pot, policy: Policy, share: number): number {
   const name = ["mass", "window", "received"].find((each) => policy.needs.includes(each));
   if (name === undefined) throw new PotError("keep is auto, and the policy looks at no attention; give a number");
-  const { slots, sink, recent, keep } = manifest.pot;
+  const { slots, recent, keep } = manifest.pot;
+  const first = Math.max(manifest.pot.sink, pot.pinned);
   const held = new Float64Array(slots + 1);
   let total = 0;
   pot.geometry.chosen.forEach((layer, number) => {
-    const sums = heldBy(pot, pot.scores[name][number], layer, sink, recent);
+    const sums = heldBy(pot, pot.scores[name][number], layer, first, recent);
     for (let kept = 0; kept <= slots; kept++) {
       const at = Math.min(Math.max(kept + pot.geometry.more(layer), 0), sums.length - 1);
       held[kept] += sums[at];
@@ -38,18 +39,18 @@ export function byMass(manifest: Manifest, pot: Pot, policy: Policy, share: numb
 }
 
 /** What a layer holds of its scores if it keeps 0, 1, 2, … slots: 0 until those that stay in any case fit. */
-function heldBy(pot: Pot, scores: Float32Array, layer: number, sink: number, recent: number): Float64Array {
+function heldBy(pot: Pot, scores: Float32Array, layer: number, first: number, recent: number): Float64Array {
   const [slots, fill] = [pot.geometry.slots(layer), pot.filled(layer)];
   const sums = new Float64Array(fill + 1);
   let stays = 0;
   for (let head = 0; head < pot.heads; head++) {
     const all = Float64Array.from(scores.subarray(head * slots, head * slots + fill));
-    const free = all.slice(sink, fill - recent).sort().reverse();
+    const free = all.slice(first, fill - recent).sort().reverse();
     const sum = (each: Float64Array) => each.reduce((a, b) => a + b, 0);
     stays += sum(all) - sum(free);
     let best = 0;
-    free.forEach((each, number) => (sums[sink + recent + 1 + number] += best += each));
+    free.forEach((each, number) => (sums[first + recent + 1 + number] += best += each));
   }
-  for (let kept = sink + recent; kept <= fill; kept++) sums[kept] += stays;
+  for (let kept = first + recent; kept <= fill; kept++) sums[kept] += stays;
   return sums;
 }

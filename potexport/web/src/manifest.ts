@@ -1,6 +1,6 @@
 // The manifest: what a bundle says of itself. Decides which bundles this runtime takes.
 
-export const FORMATS = [4, 5]; // 5 has `pinned`
+export const FORMAT = 5;
 
 export type Dtype = "float32" | "int32";
 export type Numbers = Float32Array | Int32Array;
@@ -58,10 +58,8 @@ export class PotError extends Error {}
 
 export function parse(text: string): Manifest {
   const manifest = JSON.parse(text) as Manifest;
-  if (!FORMATS.includes(manifest.format)) {
-    throw new PotError(
-      `the bundle has format ${manifest.format}; this page reads ${FORMATS.join(" and ")}`,
-    );
+  if (manifest.format !== FORMAT) {
+    throw new PotError(`the bundle has format ${manifest.format}, and this page reads ${FORMAT}`);
   }
   const specs = Object.values(manifest.graphs).flatMap((graph) => [...graph.inputs, ...graph.outputs]);
   const other = specs.find((spec) => spec.dtype !== "float32" && spec.dtype !== "int32");

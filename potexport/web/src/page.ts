@@ -83,7 +83,10 @@ function heard(news: News): void {
     if (news.stopped) held = null;
     answers.setAttribute("aria-busy", "false");
     idle(news.stopped ? "Stopped; the text must be read again." : "Done. Ask again, or choose another text.");
-  } else fail(`${news.message}`);
+  } else {
+    held = null; // whatever the pot holds now
+    fail(news.message);
+  }
 }
 
 function draw(view: View): void {

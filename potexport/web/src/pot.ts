@@ -10,6 +10,7 @@ export interface Contents {
   fills: Int32Array;
   position: number;
   read: number;
+  pinned: number;
   arrays: (Float32Array | Int32Array)[];
 }
 
@@ -36,6 +37,7 @@ export class Pot {
   readonly fills: Int32Array;
   position = 0; // of the next token
   read = 0; // tokens, since the beginning
+  pinned = 0; // so many of the first slots every compression keeps; some may not be filled as yet
 
   constructor(manifest: Manifest) {
     const geometry = (this.geometry = new Geometry(manifest));
@@ -56,7 +58,7 @@ export class Pot {
 
   forget(): void {
     this.fills.fill(0);
-    this.position = this.read = 0;
+    this.position = this.read = this.pinned = 0;
     for (const each of this.positions) each.fill(0);
   }
 
@@ -170,12 +172,12 @@ export class Pot {
 
   save(): Contents {
     const arrays = this.all().map((each) => each.slice());
-    return { fills: this.fills.slice(), position: this.position, read: this.read, arrays };
+    return { fills: this.fills.slice(), position: this.position, read: this.read, pinned: this.pinned, arrays };
   }
 
   load(contents: Contents): void {
     this.fills.set(contents.fills);
-    [this.position, this.read] = [contents.position, contents.read];
+    [this.position, this.read, this.pinned] = [contents.position, contents.read, contents.pinned];
     this.all().forEach((each, number) => each.set(contents.arrays[number]));
   }
 }

@@ -52,7 +52,7 @@ export class Session {
     this.policy = policyOf(manifest, policy);
     this.pot = new Pot(manifest);
     this.keep = manifest.pot.keep;
-    this.catalyst = this.fitting(text.encode(catalystOf(manifest, this.policy)));
+    this.catalyst = this.fitting(text.encode(this.general));
   }
 
   /** Forget everything that was read; the catalyst stays. */
@@ -62,6 +62,11 @@ export class Session {
     [this.toCome, this.tail, this.stats] = [null, [], { ...NOTHING }];
   }
 
+  /** What scores the pot where nothing else was said. */
+  get general(): string {
+    return catalystOf(this.manifest, this.policy);
+  }
+
   /** Choose what the pot is scored by: an instruction, or the question if it is known. */
   setCatalyst(prompt: string): void {
     const ids = this.text.encode(prompt);
@@ -69,6 +74,21 @@ export class Session {
       throw new PotError("the catalyst is empty; give the question, or a general instruction");
     }
     this.catalyst = this.fitting(ids);
+  }
+
+  /** Let all that was fed so far stay through every compression from now on; how many tokens that is. */
+  pin(): number {
+    const { pot, stats } = this;
+    const count = Math.min(...pot.geometry.chosen.map((layer) => pot.filled(layer))) + this.pending.length;
+    if (stats.read + this.fed + stats.generated > count) {
+      throw new PotError("a compression has dropped some of what is to be pinned; pin it before the pot is full");
+    }
+    const { keep_max, recent } = this.manifest.pot;
+    const most = this.keep === "auto" ? keep_max : Math.min(this.keep, keep_max);
+    if (count > Math.max(0, most + pot.geometry.smallest - recent)) {
+      throw new PotError(`${count} tokens are to be pinned, and a compression keeps ${most}`);
+    }
+    return (pot.pinned = count);
   }
 
   private fitting(ids: number[]): number[] {
@@ -191,14 +211,17 @@ export class Session {
     const { slots, keep_max, positions, recent } = this.manifest.pot;
     const range = allowed(this.manifest, this.pot);
     let keep = asked ?? (this.keep === "auto" ? null : Math.max(this.keep, Math.min(keep_max, least)));
-    if (keep !== null && !(keep >= range.least && keep <= range.most)) {
-      throw new PotError(`keep is ${keep}; it must lie between ${range.least} and ${range.most}`);
-    }
+    const check = (count: number) => {
+      if (count >= range.least && count <= range.most) return;
+      throw new PotError(`keep is ${count}; it must lie between ${range.least} and ${range.most}`);
+    };
+    if (keep !== null) check(keep); // before the work of observing
     const started = performance.now();
     await this.observeAll();
     if (keep === null) {
       const found = Math.max(byMass(this.manifest, this.pot, this.policy, this.keepMass), least);
       keep = Math.max(range.least, Math.min(range.most, found));
+      check(keep); // fewer slots may be filled than must stay
     }
     const reset = this.pot.position + slots - keep + this.pot.geometry.widest > positions;
     await this.squeeze(keep, reset);
@@ -251,7 +274,7 @@ export class Session {
     const given: Values = {
       past_seq_len: pot.fills.map((fill) => Math.max(0, fill - back)),
       position: Int32Array.of(pot.position - back),
-      pinned: Int32Array.of(0),
+      pinned: Int32Array.of(pot.pinned),
     };
     const place = new Map(pot.geometry.chosen.map((layer, number) => [layer, number]));
     for (const { name, shape } of this.manifest.graphs[graph].inputs) {

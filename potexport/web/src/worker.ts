@@ -80,7 +80,7 @@ async function* bytes(given: Blob, taken: (count: number) => void): AsyncGenerat
 async function readFile({ file: given, question, answer }: Extract<Order, { kind: "read" }>): Promise<void> {
   before = null;
   session.reset();
-  session.setCatalyst(question || session.manifest.catalyst);
+  session.setCatalyst(question || session.general);
   let taken = 0;
   const document = blocks(bytes(given, (count) => (taken = count)));
   await read(session, document, frame(session.text, question), {
