@@ -12,7 +12,16 @@ from typing import Any, NoReturn
 
 import click
 
-from potexport import __version__, cli_bench, cli_build, cli_eval, cli_npu, cli_report, cli_run, cli_web
+from potexport import (
+    __version__,
+    cli_bench,
+    cli_build,
+    cli_eval,
+    cli_npu,
+    cli_report,
+    cli_run,
+    cli_web,
+)
 from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
 from potexport.errors import PotexportError

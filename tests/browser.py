@@ -119,7 +119,7 @@ def in_browser(
     profile: Path,
     *,
     flags: tuple[str, ...] = (),
-    seconds: int = 120,
+    seconds: int = 60,
     at_end: Callable[[Pipe], None] = lambda _: None,
 ) -> Any:
     """What the page's script tells of itself; `at_end` is called while it is still shown."""

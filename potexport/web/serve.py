@@ -90,10 +90,10 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "potexport", ""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer(content=True)
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(content=False)
 
     def _answer(self, *, content: bool) -> None:

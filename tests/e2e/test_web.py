@@ -59,9 +59,7 @@ def web(
 
 
 @pytest.fixture(scope="module")
-def windowed(
-    cli: Cli, pot_options: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def windowed(cli: Cli, pot_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model with sliding windows, and a policy that is told what each token receives."""
     from tests import tiny
 
@@ -94,7 +92,7 @@ def in_python(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
 def test_a_browser_gives_pythons_tokens(
     browser: str, ort: Path, web: Path, windowed: Path, book: str, tmp_path: Path
 ) -> None:
-    """Over compressions with and without a reset; with each policy; with few graphs open at once."""
+    """Over compressions with and without a reset, by each policy, with few graphs open at once."""
     small = bundles.read(web).files["weights.safetensors"].size
     cases = [
         case("tiny", book),
