@@ -1,7 +1,7 @@
 """Browsers, through onnxruntime-web.
 
 Its JavaScript interface copies every tensor in and out, so the pot is not written in place. In
-WebAssembly its products of 4-bit and 8-bit blocks take 3.5 times as long as those of floats
+WebAssembly its products of 4-bit and 8-bit blocks take over three times as long as those of floats
 (docs/web.md), so there is one precision.
 """
 

@@ -9,6 +9,7 @@ import shutil
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 from potexport.bundle import MANIFEST, Manifest
 from potexport.errors import PotexportError
@@ -114,9 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             if content:
                 self._copy(file)
 
-    def _copy(self, file: object) -> None:
+    def _copy(self, file: BinaryIO) -> None:
         try:
-            shutil.copyfileobj(file, self.wfile, 1 << 20)  # type: ignore[arg-type]
+            shutil.copyfileobj(file, self.wfile, 1 << 20)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the browser went away
 
