@@ -58,18 +58,6 @@ def web(
     return folder
 
 
-@pytest.fixture(scope="module")
-def windowed(cli: Cli, pot_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a model with sliding windows, and a policy that is told what each token receives."""
-    from tests import tiny
-
-    model = tiny.save(tmp_path_factory.mktemp("windows") / "model", "gemma3")
-    folder = model.parent / "windows.bundle"
-    made = cli("build", model, "-o", folder, *pot_options, "--target", "web", "--policy", "h2o")
-    assert made.exit_code == 0, made.stderr
-    return folder
-
-
 def case(bundle: str, book: str, **more: Any) -> dict[str, Any]:
     return {"bundle": bundle, "question": QUESTION, "parts": [book[:700], book[700:1500]],
             "steps": 24, **more}  # fmt: skip
@@ -90,7 +78,7 @@ def in_python(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_browser_gives_pythons_tokens(
-    browser: str, ort: Path, web: Path, windowed: Path, book: str, tmp_path: Path
+    browser: str, ort: Path, web: Path, book: str, tmp_path: Path
 ) -> None:
     """Over compressions with and without a reset, by each policy, with few graphs open at once."""
     small = bundles.read(web).files["weights.safetensors"].size
@@ -98,10 +86,9 @@ def test_a_browser_gives_pythons_tokens(
         case("tiny", book),
         case("tiny", book, policy="blend", pinned="The first words."),
         case("tiny", book, keep="auto", budget=int(small * 1.5)),
-        case("windows", book),
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    folders = {"tiny": web, "windows": windowed}
+    folders = {"tiny": web}
     served = serve.files(web, bundles.read(web), ort)
     served |= {f"/{name}": HERE / name for name in ("check.html", "check.js")}
     served["/cases.json"] = tmp_path / "cases.json"
