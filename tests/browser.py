@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,9 @@ class Pipe:
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         theirs, self._out = os.pipe()
         self._in, back = os.pipe()
-        shell = ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{back}', "sh"]
+        # Not by a shell: some take no descriptor of two digits.
+        program = f"import os, sys; os.dup2({theirs}, 3); os.dup2({back}, 4); "
+        shell = [sys.executable, "-c", program + "os.execvp(sys.argv[1], sys.argv[1:])"]
         self.process = subprocess.Popen(
             [*shell, *command],
             env=environment,
@@ -119,7 +122,7 @@ def in_browser(
     profile: Path,
     *,
     flags: tuple[str, ...] = (),
-    seconds: int = 60,
+    seconds: int = 120,
     at_end: Callable[[Pipe], None] = lambda _: None,
 ) -> Any:
     """What the page's script tells of itself; `at_end` is called while it is still shown."""

@@ -58,6 +58,18 @@ def web(
     return folder
 
 
+@pytest.fixture(scope="module")
+def windowed(cli: Cli, pot_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model with sliding windows, and a policy that is told what each token receives."""
+    from tests import tiny
+
+    model = tiny.save(tmp_path_factory.mktemp("windows") / "model", "gemma3")
+    folder = model.parent / "windows.bundle"
+    made = cli("build", model, "-o", folder, *pot_options, "--target", "web", "--policy", "h2o")
+    assert made.exit_code == 0, made.stderr
+    return folder
+
+
 def case(bundle: str, book: str, **more: Any) -> dict[str, Any]:
     return {"bundle": bundle, "question": QUESTION, "parts": [book[:700], book[700:1500]],
             "steps": 24, **more}  # fmt: skip
@@ -78,7 +90,7 @@ def in_python(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_browser_gives_pythons_tokens(
-    browser: str, ort: Path, web: Path, book: str, tmp_path: Path
+    browser: str, ort: Path, web: Path, windowed: Path, book: str, tmp_path: Path
 ) -> None:
     """Over compressions with and without a reset, by each policy, with few graphs open at once."""
     small = bundles.read(web).files["weights.safetensors"].size
@@ -86,9 +98,10 @@ def test_a_browser_gives_pythons_tokens(
         case("tiny", book),
         case("tiny", book, policy="blend", pinned="The first words."),
         case("tiny", book, keep="auto", budget=int(small * 1.5)),
+        case("windows", book),
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    folders = {"tiny": web}
+    folders = {"tiny": web, "windows": windowed}
     served = serve.files(web, bundles.read(web), ort)
     served |= {f"/{name}": HERE / name for name in ("check.html", "check.js")}
     served["/cases.json"] = tmp_path / "cases.json"
@@ -124,7 +137,7 @@ def test_the_page_reads_answers_and_shows_the_pot(
     assert told["answers"] == answers(session, text, questions)
     assert told["isolated"], "no threads without isolation"
     stats = session.stats
-    assert told["seen"]["tokens"] == str(stats.tokens_read)
+    assert told["seen"]["tokens"] == f"{stats.tokens_read:,}"
     assert told["seen"]["filled"] == f"{stats.fill} of 48"
     assert told["seen"]["compressions"].startswith(f"{stats.compressions}, ")
     assert told["label"].startswith(f"{stats.fill} of 48 slots are filled in 4 heads")
