@@ -10,6 +10,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 MODEL := $(CACHE)/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA := $(CACHE)/gemma-3-270m-q4_k_m.gguf
 BUNDLE := $(CACHE)/smollm2-135m-instruct.bundle
+WEB_BUNDLE := $(CACHE)/smollm2-135m-instruct.web.bundle
 GEMMA_BUNDLE := $(CACHE)/gemma-3-270m.bundle
 NPU_BUNDLE := $(CACHE)/smollm2-135m-instruct.sm8650.bundle
 W4 := $(CACHE)/smollm2-135m-instruct.w4.bundle
@@ -30,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 POLICIES := blend streaming random snapkv h2o tova sirllm keydiff vatp vnorm knorm expected-attention infinipot catalyst
 QUALITY := $(CACHE)/smollm2-135m-instruct.policies
 
-.PHONY: demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory soak docs bench bench-million bench-runtimes fuzz fuzz-requests kills quality format model gemma clean help
+.PHONY: ort-web web verify-web demo test test-all check unit models verify verify-models verify-npu verify-executorch verify-memory soak docs bench bench-million bench-runtimes fuzz fuzz-requests kills quality format model gemma clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -39,10 +40,10 @@ demo: $(BUNDLE)/potexport.json  ## build SmolLM2, read a novel, answer a questio
 	$(BIN)/potexport run $(BUNDLE) --file $(NOVEL) \
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
-test: $(VENV)/ready model  ## all tests, on tiny models and on SmolLM2
+test: $(VENV)/ready model ort-web  ## all tests, on tiny models and on SmolLM2
 	$(PYTEST) -m "not thorough"
 
-test-all: $(VENV)/ready model  ## those too that take longest
+test-all: $(VENV)/ready model ort-web  ## those too that take longest
 	$(PYTEST)
 
 check: $(VENV)/ready  ## format, lint, types and unit tests
@@ -67,6 +68,16 @@ verify-models: $(BUNDLE)/potexport.json $(GEMMA_BUNDLE)/potexport.json  ## both 
 
 verify-npu: $(NPU_BUNDLE)/potexport.json  ## SmolLM2 on the emulator of a Snapdragon's NPU
 	$(BIN)/potexport verify $(NPU_BUNDLE) --model $(MODEL) --text $(NOVEL) \
+	  --question "What is the name of the park that Mr. Bingley rents?"
+
+ort-web: $(VENV)/ready  ## fetch onnxruntime-web with npm; where there is none, tests that need it are skipped
+	@$(BIN)/python tools/fetch_ort_web.py --cache $(CACHE)
+
+web:  ## compile the browser's runtime and its page, which are committed; needs Node.js
+	cd potexport/web && npm ci && npm run build
+
+verify-web: $(WEB_BUNDLE)/potexport.json ort-web  ## SmolLM2 in headless Chromium beside Python: tokens, speed, memory, a picture
+	PYTHONPATH=. $(BIN)/python tests/bench/web.py $(WEB_BUNDLE) $(NOVEL) --cache $(CACHE) \
 	  --question "What is the name of the park that Mr. Bingley rents?"
 
 docs: $(VENV)/ready  ## the pages that are generated
@@ -152,6 +163,9 @@ $(GEMMA_BUNDLE)/potexport.json: $(GEMMA) | $(VENV)/ready
 
 $(BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(BUNDLE) --target cpu --policy infinipot --force
+
+$(WEB_BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
+	$(BIN)/potexport build $(MODEL) --output $(@D) --target web --pot 1024 --keep 512 --force
 
 $(NPU_BUNDLE)/potexport.json: $(MODEL) | $(VENV)/ready
 	$(BIN)/potexport build $(MODEL) --output $(NPU_BUNDLE) --target android-npu --soc sm8650 --force

@@ -22,6 +22,7 @@ from potexport import (
     cli_report,
     cli_run,
     cli_serve,
+    cli_web,
 )
 from potexport.cli_parts import COUNT, adapter, as_json, trust
 from potexport.cli_parts import print_json as _print_json
@@ -140,6 +141,7 @@ def models(json: bool) -> None:
 cli.add_command(cli_run.run)
 cli.add_command(cli_serve.serve)
 cli.add_command(cli_chat.chat)
+cli.add_command(cli_web.web)
 cli.add_command(cli_build.build)
 cli.add_command(cli_build.policies)
 cli.add_command(cli_eval.evaluate)

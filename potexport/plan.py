@@ -193,8 +193,7 @@ def _in_place(layout: Layout, target: targets.Target) -> bool:
     attention was shared."""
     plain = layout.dtype == "float32" and not layout.pot_dtype and layout.pot.uniform
     heads = layout.facts.head_size % 8 == 0
-    fused = target.runtime == "onnxruntime" and not target.compiler
-    return fused and plain and heads and "received" not in layout.gathered
+    return target.in_place and plain and heads and "received" not in layout.gathered
 
 
 def _has_body(layout: Layout) -> None:

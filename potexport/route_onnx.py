@@ -90,9 +90,10 @@ def trace(
             models = _model_graphs(core, layout, opset, stage)
             stage("compress")
             models |= compressed()
-    if layout.in_place:
+    if decided.target.fused or layout.in_place:
         fused = ("decode", "prefill", "observe", genai.GRAPH)
         fuse_onnx.fuse(models[name] for name in fused if name in models)
+    if layout.in_place:
         fuse_turns.fuse_turns(models[name] for name in squeezing)
         chosen = {choosing(name): models[name] for name in squeezing}
         models |= {name: lower_onnx.cut(model, specs[name]) for name, model in chosen.items()}

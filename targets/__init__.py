@@ -53,6 +53,9 @@ class Target:
     proven: how far it was proven on the machine that builds: "executed here", "compiled here" or
     "not here"; note: by what, and what never was.
     slots, chunk: of a pot if nobody asks for other sizes, None for what suits the model.
+    in_place: its runtime writes outputs into the memory of inputs, so that the pot need not be
+        copied (`spec.Layout`).
+    fused: its kernels have ONNX Runtime's own operators, also where the pot is not in place.
     compiler: the module of potexport that compiles the graphs once they are written; package: what
         it imports, and extra: the extra of potexport that installs that. socs: the chips that it
         compiles for, of which a person names some.
@@ -68,6 +71,8 @@ class Target:
     slots: int | None = None
     chunk: int | None = None
     lowest_opset: int = 18
+    in_place: bool = False
+    fused: bool = False
     compiler: str | None = None
     package: str | None = None
     extra: str | None = None

@@ -17,4 +17,5 @@ TARGET = Target(
     default_precision="fp32",
     proven="executed here",
     note="x86-64 Linux",
+    in_place=True,
 )

@@ -89,7 +89,7 @@ def _with_positions(checkpoint: Path, copy: Path, positions: int) -> Path:
     """Links to the checkpoint, and its config with so many positions: the builder writes a table
     of rotations as long, and refuses to read beyond."""
     copy.mkdir()
-    for file in checkpoint.iterdir():
+    for file in checkpoint.absolute().iterdir():
         (copy / file.name).symlink_to(file)
     config = json.loads((checkpoint / "config.json").read_text())
     (copy / "config.json").unlink()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.e2e.helpers import ROOT, Cli, Start
+from tests.e2e.helpers import BROWSERS, ROOT, Cli, Start
 
 # Odd sizes, so that no two letters of the contract are equal by chance.
 POT = {"pot": 48, "chunk": 8, "keep": 24, "catalyst-width": 8, "sink": 2, "recent": 4}
@@ -76,6 +76,14 @@ def start() -> Start:
 def pot_options() -> list[str]:
     """The geometry of `bundle`, for another build."""
     return OPTIONS
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium: install the package chromium to test pages in a browser")
+    return found
 
 
 @pytest.fixture

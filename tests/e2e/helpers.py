@@ -10,6 +10,7 @@ from click.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 Cli = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 

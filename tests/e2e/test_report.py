@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import subprocess
 import zlib
 from dataclasses import asdict
@@ -21,24 +20,11 @@ from potexport.reporting import maps
 from potexport.runtime import reading
 from potexport.runtime.reading import Document
 from potexport.runtime.session import Session
+from tests.browser import FLAGS
 from tests.e2e.helpers import Cli, assert_refused
 
 POLICIES = ("infinipot", "keydiff", "streaming")
 QUESTION = "Who is it?"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--no-first-run",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-dev-shm-usage",
-    "--virtual-time-budget=20000",
-]
 
 
 @pytest.fixture(scope="module")
@@ -266,17 +252,10 @@ def test_mistakes_are_one_line(
     assert not output.exists()
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("no Chromium: install the package chromium to test the page in a browser")
-    return found
-
-
 def shown(browser: str, page: Path, fragment: str, profile: Path) -> str:
     """The document as the browser has it once its script has run."""
-    command = [browser, *FLAGS, f"--user-data-dir={profile}", "--dump-dom",
+    command = [browser, *FLAGS, "--virtual-time-budget=20000",
+               f"--user-data-dir={profile}", "--dump-dom",
                f"{page.as_uri()}{fragment}"]  # fmt: skip
     environment = {**os.environ, "HOME": str(profile)}
     done = subprocess.run(command, capture_output=True, timeout=120, check=True, env=environment)
