@@ -96,15 +96,9 @@ class Session:
         newer format.
         """
         manifest, opened, text, chosen = parts(
-            folder,
-            on=backend,
-            soc=soc,
-            threads=threads,
-            check=check,
-            policy=policy,
-            saved=saved,
+            folder, on=backend, soc=soc, threads=threads, check=check, policy=policy, saved=saved,
             max_bytes=max_bytes,
-        )
+        )  # fmt: skip
         session = cls(manifest, opened, text, chosen)
         session.policy = chosen[0].label
         if saved is not None:
