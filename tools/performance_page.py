@@ -1,8 +1,9 @@
 """`make bench`: from what was measured to the part of docs/performance.md between its two marks.
 
-    python tools/performance_page.py BENCH.json [PAGE] [--long LONG.json]
+    python tools/performance_page.py BENCH.json [PAGE] [--long LONG.json] [--more MORE.json]
 
 Without a page it is printed. LONG.json: another run, with a longer reading (`make bench-million`).
+MORE.json: another run of some of the parties, at other amounts of text.
 What was asked of each figure stands here; what was reached is the run's own.
 """
 
@@ -84,7 +85,8 @@ def _against(run: Run, peer: str, what: str, tokens: int, asked: float) -> Goal:
         return Goal(name, f"{asked:g} ×", f"not measured: {missing}", None)
     mine, theirs = run.at(run.w4, found)[what], run.at(party, found)
     if not theirs[what]:
-        return Goal(name, f"{asked:g} ×", f"not measured: {theirs['stopped']}", None)
+        why = theirs["stopped"] or "not asked for"
+        return Goal(name, f"{asked:g} ×", f"not measured: {why}", None)
     ratio = theirs[what]["median"] / mine["median"]
     return Goal(name, f"{asked:g} ×", f"{ratio:.2f} ×", ratio >= asked)
 
@@ -193,6 +195,8 @@ def _parties(run: Run, tokens: int) -> Iterator[str]:
 def _notes(run: Run) -> Iterator[str]:
     versions = dict.fromkeys(party["version"] for party in run.parties)
     yield f"Versions: {', '.join(versions)}."
+    for tokens in run.document.get("more", []):
+        yield f"{tokens:,} tokens: a run of its own, of those that have figures."
     if "longer" in run.document:
         yield "The longest reading was a run of its own, on the same machine."
     for name, why in run.document["left_out"].items():
@@ -223,15 +227,35 @@ def _table(head: list[str], rows: Any) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
+def add(document: Json, more: Json) -> None:
+    """Put another run's readings beside those of the same parties, at texts that these lack."""
+    others = {each["name"]: each["readings"] for each in more["parties"]}
+    known = {each["tokens"] for each in document["parties"][0]["readings"]}
+    texts = sorted({each["tokens"] for readings in others.values() for each in readings} - known)
+    for party in document["parties"]:
+        for tokens in texts:
+            found = [r for r in others.get(party["name"], []) if r["tokens"] == tokens]
+            nothing = dict.fromkeys(party["readings"][0]) | {
+                "tokens": tokens,
+                "stopped": "",
+                "curve": [],
+            }
+            party["readings"] += found or [nothing]
+    document["more"] = texts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", type=Path)
     parser.add_argument("page", type=Path, nargs="?")
     parser.add_argument("--long", type=Path)
+    parser.add_argument("--more", type=Path)
     asked = parser.parse_args()
     document = json.loads(asked.figures.read_text(encoding="utf-8"))
     if asked.long:
         document["longer"] = json.loads(asked.long.read_text(encoding="utf-8"))
+    if asked.more:
+        add(document, json.loads(asked.more.read_text(encoding="utf-8")))
     made = page(document)
     if not asked.page:
         print(made)
