@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tests.e2e.helpers import BROWSERS, ROOT, Cli, Start
 
 # Odd sizes, so that no two letters of the contract are equal by chance.
 POT = {"pot": 48, "chunk": 8, "keep": 24, "catalyst-width": 8, "sink": 2, "recent": 4}
+PATIENCE = 120  # seconds that a process of its own may take
 OPTIONS = [text for name, value in POT.items() for text in (f"--{name}", str(value))]
 
 
@@ -60,16 +64,30 @@ def cli() -> Cli:
 
 
 @pytest.fixture(scope="session")
-def start() -> Start:
-    """The command line as a process of its own."""
+def start() -> Iterator[Start]:
+    """The command line as a process of its own. One that a test waits for in vain is ended."""
+    clocks = list[threading.Timer]()
 
     def start(*arguments: object, **settings: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "potexport", *map(str, arguments)]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, env=environment, **{**pipes, **settings})
+        process = subprocess.Popen(
+            command, env=environment, preexec_fn=_interruptible, **{**pipes, **settings}
+        )
+        clocks.append(threading.Timer(PATIENCE, process.kill))
+        clocks[-1].daemon = True
+        clocks[-1].start()
+        return process
 
-    return start
+    yield start
+    for clock in clocks:
+        clock.cancel()
+
+
+def _interruptible() -> None:
+    """What a shell started in its background ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
