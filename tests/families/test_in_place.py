@@ -42,7 +42,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("family", CASES)
+# What they have of their own, another family of these has too.
+MORE = ("llama-bias", "qwen2", "gemma", "cohere")
+PARAMETERS = [
+    pytest.param(each, marks=[pytest.mark.thorough] if each in MORE else []) for each in CASES
+]
+
+
+@pytest.mark.parametrize("family", PARAMETERS)
 def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
     sizes, fused = CASES[family]
     proof = Proof.build(family, tmp_path, layers=2, sizes=sizes)
