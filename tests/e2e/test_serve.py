@@ -380,34 +380,6 @@ def test_a_crowd_with_faults(
     assert taken[2] < 1.05 * taken[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--api-key-file", "nosuch"], ("nosuch cannot be read",)),
-        (["--api-key-file", "empty"], ("empty is empty",)),
-        (["--api-key-file", "short"], ("at least 8 letters",)),
-        (["--host", "nosuch.invalid"], ("cannot listen on nosuch.invalid",)),
-        (["--state", "short"], ("short cannot be used",)),
-        (["--temperature", "-1"], ("temperature is -1.0",)),
-        (["--keep", "3"], ("keep",)),
-        (["--policy", "nosuch"], ("nosuch",)),
-    ],
-    ids=str,
-)
-def test_serve_refuses(
-    cli: Cli,
-    bundle: Path,
-    options: list[str],
-    words: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("empty").write_text("\n")
-    Path("short").write_text("abc\n")
-    assert_refused(cli("serve", bundle, *options), *words)
-
-
 def test_what_is_taken_is_refused(cli: Cli, bundle: Path, server: Running, tmp_path: Path) -> None:
     port = server.server.port
     assert_refused(cli("serve", bundle, "--port", port), f"cannot listen on 127.0.0.1, port {port}")
