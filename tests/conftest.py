@@ -41,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(own if own in GROUPS else folder))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    """pytest-xdist adds groups to names, which some versions of pytest silently ignore; then each
+    process builds all that the other has built."""
+    shared = [each for each in ids if "/e2e/" in each]
+    if node.config.option.dist == "loadgroup" and any("@" not in each for each in shared):
+        pytest.exit(
+            f"groups of tests do not hold: pytest {pytest.__version__} and the installed "
+            "pytest-xdist do not fit; install what constraints.txt says",
+            returncode=4,
+        )
+
+
 _FOUND: list[dict[str, Any]] = []
 
 

@@ -28,18 +28,36 @@ from tests.reference_families import Turning
 COMMON = {"llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "smollm3", "gemma2",
           "gemma3", "phi3", "phi4-mini", "granite", "olmo2", "stablelm", "gpt-neox", "glm4",
           "cohere", "falcon"}  # fmt: skip
+# Of those, in ExecuTorch, whose builds are slow: where a graph differs most from Llama's, which
+# tests/parity has in both runtimes; the others by `make test-all`.
+OFTEN = {"mixtral", "gemma3", "phi4-mini", "glm4", "gpt-neox", "falcon"}
 Record = Callable[[str, object], None]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "family" not in metafunc.fixturenames:
+    names = metafunc.fixturenames
+    if "family" not in names:
         return
     every = metafunc.config.getoption("--all-families")
     families = [name for name in tiny.FAMILIES if every or name in COMMON]
-    metafunc.parametrize("family", families)
+    if "runtime" not in names:
+        metafunc.parametrize("family", families)
+        return
+    metafunc.parametrize(
+        ("family", "runtime"),
+        [
+            pytest.param(family, runtime, marks=_marks(family, runtime, every=every))
+            for family in families
+            for runtime in RUNTIMES
+        ],
+    )
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+def _marks(family: str, runtime: str, *, every: bool) -> list[pytest.MarkDecorator]:
+    rare = runtime == "executorch" and family not in OFTEN
+    return [pytest.mark.thorough] if rare and not every else []
+
+
 def test_a_family(
     family: str,
     runtime: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from tests.reference import Reference
 # Where tokens may stand: as few as there can be, so that each compression moves all to the front;
 # so many that none does; or some of both.
 POSITIONS = {"llama": 150, "qwen2": 512, "qwen3": 56}
-CASES = [(runtime, family) for runtime in RUNTIMES for family in POSITIONS]
+SLOW = ("executorch", "qwen2"), ("executorch", "qwen3")  # builds of 20 s; Llama's are the same loop
+CASES = [
+    pytest.param(*case, marks=[pytest.mark.thorough] if case in SLOW else [])
+    for case in itertools.product(RUNTIMES, POSITIONS)
+]
 every_family = pytest.mark.parametrize(("build", "family"), CASES, indirect=["build"])
 INFINIPOT: dict[str, Any] = {"alpha": 0.5, "pool": 13}  # its defaults
 TOKENS = 400
