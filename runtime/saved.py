@@ -154,7 +154,10 @@ def policy_of(path: str | os.PathLike[str], manifest: Manifest) -> str:
     """The label of the policy that a session was saved with. PotexportError for a file that is no
     session of this bundle, as far as its header tells."""
     with _opened(path) as file:
-        return str(_facts(path, _header_of(path, file), manifest)["policy"])
+        policy = _facts(path, _header_of(path, file), manifest).get("policy")
+    if not isinstance(policy, str):
+        raise _damaged(path, OUTSIDE)
+    return policy
 
 
 def read_session(
@@ -171,10 +174,11 @@ def read_session(
         try:
             return _Reader(manifest, pot, facts, found).read(file)
         except WRONG as error:
-            why = error if isinstance(error, _BrokenError) else OUTSIDE
-            raise PotexportError(
-                f"the saved session {path} is damaged: {why}; save it again"
-            ) from error
+            raise _damaged(path, error if isinstance(error, _BrokenError) else OUTSIDE) from error
+
+
+def _damaged(path: str | os.PathLike[str], why: object) -> PotexportError:
+    return PotexportError(f"the saved session {path} is damaged: {why}; save it again")
 
 
 def _opened(path: str | os.PathLike[str]) -> BufferedReader:

@@ -203,6 +203,7 @@ def test_the_editor_can_also_leave_a_file_whole(
         {"keep": 1000},
         {"keep_mass": "0.9"},
         {"policy": "nosuch"},
+        {"policy": None},
         {"to_come": "1"},
         {"past_key_values__0__key": np.full(4, np.nan, np.float32)},
         {"positions__1": np.full(2, 1000, np.int32)},
@@ -222,6 +223,15 @@ def test_a_forged_file_is_refused(
             facts[name] = np.resize(array, (last - first) // array.itemsize)
     with pytest.raises(PotexportError, match=r"a\.pot (is damaged|has format [13])"):
         opened.load(edited(whole, tmp_path / "a.pot", **facts))
+
+
+@pytest.mark.parametrize("policy", [None, 5, "nosuch"])
+def test_nor_is_a_bundle_opened_with_a_policy_it_has_not(
+    bundle: Path, whole: Path, policy: object, tmp_path: Path
+) -> None:
+    forged = edited(whole, tmp_path / "a.pot", policy=policy)
+    with pytest.raises(PotexportError, match=r"a\.pot is damaged|has no policy 'nosuch'"):
+        Session.open(bundle, threads=1, saved=forged)
 
 
 @settings(

@@ -99,9 +99,34 @@ def case(originals: list[Path], seed: int) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=originals[0].parent) as room:
         folder = Path(room) / "b"
         folder.mkdir()
-        original = originals[seed % len(originals)]
-        mutation = bundles.make(original, folder, seed)
+        mutation = made(originals[seed % len(originals)], folder, seed)
         return apart(lambda: use(folder, mutation), mutation, Path(room) / "said")
+
+
+def made(original: Path, folder: Path, seed: int) -> str:
+    """The bundle of a seed, made by a process of its own: absurd numbers take memory here, too."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        try:
+            _limited_space()
+            os.write(writing, bundles.make(original, folder, seed).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(writing)
+    mutation = os.read(reading, 1 << 10).decode()
+    os.close(reading)
+    os.waitpid(process, 0)
+    if not mutation:
+        raise RuntimeError(f"the bundle of seed {seed} could not be made")
+    return mutation
+
+
+def _limited_space() -> None:
+    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
 
 
 def apart(work: Callable[[], None], mutation: str, said: Path) -> Outcome:
@@ -134,8 +159,7 @@ def _child(work: Callable[[], None], mutation: str, said: Path, writing: int) ->
     words = os.open(said, os.O_WRONLY | os.O_CREAT)
     os.dup2(words, 1)
     os.dup2(words, 2)
-    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + SPACE
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    _limited_space()
     resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
