@@ -155,9 +155,9 @@ def policy_of(path: str | os.PathLike[str], manifest: Manifest) -> str:
     session of this bundle, as far as its header tells."""
     with _opened(path) as file:
         policy = _facts(path, _header_of(path, file), manifest).get("policy")
-    if not isinstance(policy, str):
+    if policy not in [each.label for each in manifest.policies]:
         raise _damaged(path, OUTSIDE)
-    return policy
+    return str(policy)
 
 
 def read_session(

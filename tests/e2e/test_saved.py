@@ -225,12 +225,12 @@ def test_a_forged_file_is_refused(
         opened.load(edited(whole, tmp_path / "a.pot", **facts))
 
 
-@pytest.mark.parametrize("policy", [None, 5, "nosuch"])
+@pytest.mark.parametrize("policy", [None, 5, "nosuch", [1 << 63] * 99])
 def test_nor_is_a_bundle_opened_with_a_policy_it_has_not(
     bundle: Path, whole: Path, policy: object, tmp_path: Path
 ) -> None:
     forged = edited(whole, tmp_path / "a.pot", policy=policy)
-    with pytest.raises(PotexportError, match=r"a\.pot is damaged|has no policy 'nosuch'"):
+    with pytest.raises(PotexportError, match=r"a\.pot is damaged"):
         Session.open(bundle, threads=1, saved=forged)
 
 
