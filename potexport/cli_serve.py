@@ -58,9 +58,11 @@ def serve(bundle: Path, **given: Any) -> None:
     """
     _require()
     from potexport.runtime.sampling import Sampling
+    from potexport.serving import heap
     from potexport.serving.auth import VARIABLE, Keys
     from potexport.serving.running import Settings, run
 
+    heap.give_back()
     keys = Keys.read(given.pop("api_key_file"), os.environ.get(VARIABLE))
     name = given.pop("name") or bundle.resolve().name.removesuffix(".bundle")
     Sampling(temperature=given["temperature"])  # refused now, not in every request

@@ -22,6 +22,7 @@ from potexport.runtime.session import Session
 TOKENS = 12  # of an answer
 SEED = 1  # drawn, because a random model's likeliest tokens are always the same
 SECONDS = 120.0  # for one client; it is stuck then
+LARGEST = 9 << 20  # bytes, of a body that is refused
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ async def has_a_wrong_key(server: Server) -> None:
 
 
 async def sends_too_much(server: Server) -> None:
-    assert b" 413 " in await _raw(server, _post(server, b" " * (9 << 20)))
+    assert b" 413 " in await _raw(server, _post(server, b" " * LARGEST))
 
 
 async def asks_for_what_there_is_not(server: Server) -> None:
