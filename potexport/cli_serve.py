@@ -58,11 +58,11 @@ def serve(bundle: Path, **given: Any) -> None:
     """
     _require()
     from potexport.runtime.sampling import Sampling
-    from potexport.serving import heap
     from potexport.serving.auth import VARIABLE, Keys
+    from potexport.serving.heap import Heap
     from potexport.serving.running import Settings, run
 
-    heap.give_back()
+    heap = Heap()
     keys = Keys.read(given.pop("api_key_file"), os.environ.get(VARIABLE))
     name = given.pop("name") or bundle.resolve().name.removesuffix(".bundle")
     Sampling(temperature=given["temperature"])  # refused now, not in every request
@@ -73,7 +73,7 @@ def serve(bundle: Path, **given: Any) -> None:
         if not kept:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="potexport-")))
         settings = Settings(name=name, folder=folder, kept=kept, **given)
-        run(session, settings, keys, tell=_tell)
+        run(session, settings, keys, heap, tell=_tell)
 
 
 def _tell(line: str) -> None:

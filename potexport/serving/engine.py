@@ -33,10 +33,17 @@ class Engine:
     """Started when made; `close` ends it."""
 
     def __init__(
-        self, sessions: Sessions, metrics: Metrics, *, queue: int, tell: Callable[[str], None]
+        self,
+        sessions: Sessions,
+        metrics: Metrics,
+        *,
+        queue: int,
+        tell: Callable[[str], None],
+        rest: Callable[[], None],
     ) -> None:
-        """queue: how many requests may wait behind the one that is computed."""
-        self._sessions, self._metrics, self._tell = sessions, metrics, tell
+        """queue: how many requests may wait behind the one that is computed. rest: called between
+        two of them."""
+        self._sessions, self._metrics, self._tell, self._rest = sessions, metrics, tell, rest
         self._session: Session = sessions.session
         self._most, self._waiting = queue, deque[Job]()
         self._running: Job | None = None
@@ -129,6 +136,7 @@ class Engine:
             with self._changed:
                 self._running, job.over = None, True
             job.tell(end)
+            self._rest()
 
     def _next(self) -> Job | None:
         with self._changed:

@@ -12,6 +12,7 @@ from potexport.runtime.session import Session
 from potexport.serving.app import Api
 from potexport.serving.auth import LOOPBACK, VARIABLE, Keys
 from potexport.serving.engine import Engine
+from potexport.serving.heap import Heap
 from potexport.serving.metrics import Metrics
 from potexport.serving.owning import owned
 from potexport.serving.protocol import Served
@@ -42,7 +43,14 @@ class Settings:
     quiet: bool
 
 
-def run(session: Session, settings: Settings, keys: Keys, *, tell: Callable[[str], None]) -> None:
+def run(
+    session: Session,
+    settings: Settings,
+    keys: Keys,
+    heap: Heap,
+    *,
+    tell: Callable[[str], None],
+) -> None:
     """Serve until SIGINT or SIGTERM. tell: takes lines for a log.
 
     Raises PotexportError for an address or a folder that cannot be had.
@@ -59,7 +67,7 @@ def run(session: Session, settings: Settings, keys: Keys, *, tell: Callable[[str
             disk=int(settings.state_gb * 1e9),
             tell=tell,
         )
-        engine = Engine(sessions, metrics, queue=settings.queue, tell=tell)
+        engine = Engine(sessions, metrics, queue=settings.queue, tell=tell, rest=heap.tidy)
         try:
             api = Api(
                 engine,
@@ -69,6 +77,7 @@ def run(session: Session, settings: Settings, keys: Keys, *, tell: Callable[[str
                 limits=Limits(settings.max_request_bytes, BODY_SECONDS, hosts),
                 fingerprint=f"pot_{identity(session.manifest)[:12]}",
             )
+            heap.settle()
             port = listening.getsockname()[1]
             if not local and not keys:
                 tell(
