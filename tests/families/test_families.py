@@ -8,6 +8,7 @@ without what each gives on the emulator.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.parity import tolerances
 from tests.parity.conftest import RUNTIMES
 from tests.parity.test_loop import CATALYST, difference, tokens
 from tests.reference_families import Turning
+from tests.thorough import cases
 
 # Of every commit's tests: each has something that none before it has.
 COMMON = {"llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "smollm3", "gemma2",
@@ -30,7 +32,7 @@ COMMON = {"llama", "llama3-rope", "mistral", "mixtral", "qwen2", "qwen3", "smoll
           "cohere", "falcon"}  # fmt: skip
 # Of those, in ExecuTorch, whose builds are slow: where a graph differs most from Llama's, which
 # tests/parity has in both runtimes; the others by `make test-all`.
-OFTEN = {"mixtral", "gemma3", "phi4-mini", "glm4", "gpt-neox", "falcon"}
+OFTEN = {"mixtral", "gemma3", "glm4", "gpt-neox"}
 Record = Callable[[str, object], None]
 
 
@@ -43,19 +45,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "runtime" not in names:
         metafunc.parametrize("family", families)
         return
+    rare = [] if every else [(each, "executorch") for each in families if each not in OFTEN]
     metafunc.parametrize(
-        ("family", "runtime"),
-        [
-            pytest.param(family, runtime, marks=_marks(family, runtime, every=every))
-            for family in families
-            for runtime in RUNTIMES
-        ],
+        ("family", "runtime"), cases(itertools.product(families, RUNTIMES), rare=rare)
     )
-
-
-def _marks(family: str, runtime: str, *, every: bool) -> list[pytest.MarkDecorator]:
-    rare = runtime == "executorch" and family not in OFTEN
-    return [pytest.mark.thorough] if rare and not every else []
 
 
 def test_a_family(

@@ -20,6 +20,7 @@ from tests.families import genai
 from tests.families.proof import Proof
 from tests.parity import tolerances
 from tests.parity.test_loop import tokens
+from tests.thorough import cases
 from tests.tiny import FULL
 
 HEADS = {"head_dim": 16}
@@ -44,12 +45,9 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 # What they have of their own, another family of these has too.
 MORE = ("llama-bias", "qwen2", "gemma", "cohere")
-PARAMETERS = [
-    pytest.param(each, marks=[pytest.mark.thorough] if each in MORE else []) for each in CASES
-]
 
 
-@pytest.mark.parametrize("family", PARAMETERS)
+@pytest.mark.parametrize("family", cases(CASES, rare=MORE))
 def test_a_family_with_heads_of_16(family: str, tmp_path: Path) -> None:
     sizes, fused = CASES[family]
     proof = Proof.build(family, tmp_path, layers=2, sizes=sizes)

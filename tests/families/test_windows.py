@@ -104,16 +104,14 @@ def test_a_layer_with_a_window_is_as_large_as_it(tmp_path: Path) -> None:
     assert decided.layout.memory()["pot"] < full.memory()["pot"]
 
 
-@pytest.mark.parametrize(
-    ("windows", "message"),
-    [((13, 13), "slots or windows of 2 layers"), ((13, 0, 13), "do not fit")],
-)
-def test_a_manifest_with_other_windows_is_refused(
-    tmp_path: Path, windows: tuple[int, ...], message: str
-) -> None:
+def test_a_manifest_with_other_windows_is_refused(tmp_path: Path) -> None:
     proof = Proof.build("gemma3", tmp_path)
     manifest = bundle.read(proof.bundle)
-    other = replace(manifest, pot=replace(manifest.pot, windows=windows))
-    (proof.bundle / bundle.MANIFEST).write_text(other.to_json())
-    with pytest.raises(PotexportError, match=message):
-        bundle.read(proof.bundle)
+    for windows, message in (
+        ((13, 13), "slots or windows of 2 layers"),
+        ((13, 0, 13), "do not fit"),
+    ):
+        other = replace(manifest, pot=replace(manifest.pot, windows=windows))
+        (proof.bundle / bundle.MANIFEST).write_text(other.to_json())
+        with pytest.raises(PotexportError, match=message):
+            bundle.read(proof.bundle)

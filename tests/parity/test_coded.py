@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from potexport.runtime.coded_pot import KeyFacts
 from potexport.runtime.session import Session
 from tests import tiny
 from tests.parity import tolerances
-from tests.parity.conftest import POT, Build
+from tests.parity.conftest import POT, RUNTIMES, Build
 from tests.parity.going_on import goes_on_alike
 from tests.parity.test_loop import CATALYST, difference, load, tokens, watched
+from tests.thorough import cases
 
 LEAST = POT["pot"] + POT["chunk"]  # positions: with so few, each compression is a reset
 # Each kind of what a coded pot must bring into the order of slots: attention of the catalyst, of
@@ -52,15 +54,25 @@ def logits(session: Session, pinned: int = 0) -> Any:
     return session.logits().copy()
 
 
-@pytest.mark.parametrize("pot_dtype", ["fp16", "int8", "int4"])
+# ExecuTorch's slow builds: one with 4 bits, one with 8 that holds another policy; what each needs
+# is what the others do.
+DTYPES = list(itertools.product(RUNTIMES, ("fp16", "int8", "int4")))
+RARE = [("executorch", "fp16"), ("executorch", "int8")]
+SCORES = [("onnxruntime", policy) for policy in POLICIES[1:]] + [("executorch", "vatp")]
+on_both = pytest.mark.parametrize("build", cases(RUNTIMES, rare=["executorch"]), indirect=True)
+with_every_dtype = pytest.mark.parametrize(
+    ("build", "pot_dtype"), cases(DTYPES, rare=RARE), indirect=["build"]
+)
+with_codes = pytest.mark.parametrize(
+    ("build", "pot_dtype"),
+    cases([each for each in DTYPES if each[1] != "fp16"], rare=RARE),
+    indirect=["build"],
+)
+
+
+@with_every_dtype
 def test_the_loop_equals_eager_pytorch(build: Build, pot_dtype: str) -> None:
     _same(build, pot_dtype=pot_dtype)
-
-
-# ExecuTorch's slow builds: one of them, and what it needs is what the others do.
-SCORES = [("onnxruntime", policy) for policy in POLICIES[1:]] + [("executorch", "vatp")]
-SLOW = pytest.param("executorch", marks=pytest.mark.thorough)
-on_both = pytest.mark.parametrize("build", ["onnxruntime", SLOW], indirect=True)
 
 
 @pytest.mark.parametrize(("build", "policy"), SCORES, indirect=["build"])
@@ -96,7 +108,7 @@ def _same(build: Build, pinned: int = 0, **options: Any) -> None:
     assert difference(mine, theirs) <= tolerances.CODED
 
 
-@pytest.mark.parametrize("pot_dtype", ["int8", "int4"])
+@with_codes
 def test_a_broken_reference_is_told_apart(build: Build, pot_dtype: str) -> None:
     """Were channels mixed up, or a pot of floats the same, the tests above could not fail."""
     folder, model = build("llama", pot_dtype=pot_dtype, policy="infinipot")
@@ -124,11 +136,12 @@ def test_a_context_of_sinks_and_newest_alone_is_exact(build: Build) -> None:
         assert difference(session.logits(), floats.logits()) <= tolerances.FITS
 
 
-@pytest.mark.parametrize("pot_dtype", ["int8", "int4"])
+@with_codes
 def test_a_saved_session_goes_on_bit_for_bit(build: Build, pot_dtype: str, tmp_path: Path) -> None:
     goes_on_alike(build("llama", pot_dtype=pot_dtype, policy="infinipot")[0], tmp_path)
 
 
+@on_both
 def test_the_pot_is_as_small_as_the_manifest_says(build: Build) -> None:
     sizes = []
     for pot_dtype in (None, "int8", "int4"):
@@ -168,7 +181,7 @@ def test_other_targets_refuse_it(model: str) -> None:
 def test_a_broken_file_of_channels_is_refused(build: Build, tmp_path: Path) -> None:
     import shutil
 
-    folder, _ = build("llama", pot_dtype="int8", policy="infinipot")
+    folder, _ = build("llama", pot_dtype="int4", policy="infinipot")
     copy = tmp_path / "bundle"
     shutil.copytree(folder, copy)
     np.save(copy / "key_channels.npy", np.zeros(3, np.float32))

@@ -16,15 +16,13 @@ from tests.parity import tolerances
 from tests.parity.conftest import POT, RUNTIMES, Build
 from tests.parity.going_on import goes_on_alike
 from tests.reference import Reference
+from tests.thorough import cases
 
 # Where tokens may stand: as few as there can be, so that each compression moves all to the front;
 # so many that none does; or some of both.
 POSITIONS = {"llama": 150, "qwen2": 512, "qwen3": 56}
 SLOW = ("executorch", "qwen2"), ("executorch", "qwen3")  # builds of 20 s; Llama's are the same loop
-CASES = [
-    pytest.param(*case, marks=[pytest.mark.thorough] if case in SLOW else [])
-    for case in itertools.product(RUNTIMES, POSITIONS)
-]
+CASES = cases(itertools.product(RUNTIMES, POSITIONS), rare=SLOW)
 every_family = pytest.mark.parametrize(("build", "family"), CASES, indirect=["build"])
 INFINIPOT: dict[str, Any] = {"alpha": 0.5, "pool": 13}  # its defaults
 TOKENS = 400

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,18 +21,30 @@ HELD = {"onnxruntime": SHAPED, "executorch": SHAPED[:2]}  # whose builds are slo
 SHAPES = {"onnxruntime": (59, 48, 37), "executorch": (41, 60, 43)}  # a pyramid; a file
 
 
-@pytest.fixture(scope="module", params=RUNTIMES)
-def shaped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Held:
-    """Three layers with pots of different sizes; of ExecuTorch's slow builds a smaller one."""
-    runtime, asked = str(request.param), "pyramid"
-    folder = tmp_path_factory.mktemp("shaped")
-    if runtime == "executorch":
-        (folder / "shape.json").write_text(json.dumps(SHAPES[runtime]))
-        asked = str(folder / "shape.json")
-    specs = [SPECS.get(name, name) for name in HELD[runtime]]
-    made = Held.build(folder, specs, runtime=runtime, pot_shape=asked, layers=3)
-    assert bundle.read(made.folder).pot.layer_slots == SHAPES[runtime]
-    return made
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Held]:
+    """Three layers with pots of different sizes; of ExecuTorch's slow builds a smaller one.
+
+    A fixture with the runtime as its parameter would be made again for each test that names it.
+    """
+
+    @cache
+    def build(runtime: str) -> Held:
+        folder, asked = tmp_path_factory.mktemp("shaped"), "pyramid"
+        if runtime == "executorch":
+            (folder / "shape.json").write_text(json.dumps(SHAPES[runtime]))
+            asked = str(folder / "shape.json")
+        specs = [SPECS.get(name, name) for name in HELD[runtime]]
+        held = Held.build(folder, specs, runtime=runtime, pot_shape=asked, layers=3)
+        assert bundle.read(held.folder).pot.layer_slots == SHAPES[runtime]
+        return held
+
+    return build
+
+
+@pytest.fixture(params=RUNTIMES)
+def shaped(made: Callable[[str], Held], request: pytest.FixtureRequest) -> Held:
+    return made(request.param)
 
 
 CASES = [(runtime, name) for runtime, held in HELD.items() for name in held]
