@@ -63,6 +63,7 @@ def serve(bundle: Path, **given: Any) -> None:
     from potexport.serving.running import Settings, run
 
     heap = Heap()
+    os.umask(0o077)  # what is said is this user's alone, in a folder of whatever mode
     keys = Keys.read(given.pop("api_key_file"), os.environ.get(VARIABLE))
     name = given.pop("name") or bundle.resolve().name.removesuffix(".bundle")
     Sampling(temperature=given["temperature"])  # refused now, not in every request

@@ -9,3 +9,7 @@ class PotexportError(Exception):
     The message says what happened, what was expected, and what to do next. A bug of ours is
     never a PotexportError: it may crash. Chain causes with ``raise … from``.
     """
+
+
+class ChatError(PotexportError):
+    """The messages of a conversation, or what the chat template makes of them; nothing was read."""

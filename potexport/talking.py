@@ -131,11 +131,12 @@ class Talk:
 
     def load(self, path: str) -> str:
         """Raises PotexportError, and leaves all as it was, for a file without a conversation."""
-        before = self.session.snapshot()
+        before, settings = self.session.snapshot(), self.session.settings()
         self.session.load(path)
         try:
             self.check_loaded(path)
         except PotexportError:
+            self.session.use(settings)
             self.session.restore(before)
             raise
         self._watched.begin()
@@ -152,7 +153,7 @@ class Talk:
                 f"{path} holds a text and no conversation; ask it with: potexport run --load"
             )
         first = messages[0]
-        self.system = first["content"] if first["role"] == "system" else None
+        self.system = first.get("content") if first["role"] == "system" else None
 
     def reset(self) -> None:
         self.session.reset()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from potexport.errors import PotexportError
+from potexport.errors import ChatError, PotexportError
 from potexport.runtime.control import Mask
 from potexport.runtime.generating import check_limit, generated
 from potexport.runtime.ids import Ids
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from potexport.runtime.session import Session
 
 SYSTEM = ("system", "developer")
+LONG = 100_000  # characters of a message, into which no template looks
 CATALYST_CHARACTERS = 32  # for each token that scores the pot; there are hardly longer ones
 
 
@@ -73,25 +74,35 @@ class Chat:
                 on from there if the messages hold an empty answer.
             variables: of the template, such as `tools` or `enable_thinking`. Others than before
                 begin anew.
-        Raises PotexportError, and leaves the session as it was, for messages that are none, and for
-        what the template refuses. From the iterator, if the session has gone on without it.
+        Raises ChatError, and leaves the session as it was, for messages that are none, and for
+        what the template refuses; another PotexportError for graphs that fail, and from the
+        iterator, if the session has gone on without it.
         """
         session = self._session
-        check_limit(max_new_tokens)
-        sampler, stops = Sampler(sampling or Sampling()), StopStrings(stop)
-        new, given = plain_messages(messages), plain_data(variables)
-        said, rest = self._said(), None
-        if said is not None and said.goes_on(new, given):
-            rest = following(session.text, new, len(said.messages), given)
-        if rest is None:
-            ids, first = opening(session.text, new, given)
+        try:
+            check_limit(max_new_tokens)
+            sampler, stops = Sampler(sampling or Sampling()), StopStrings(stop)
+            new, given = plain_messages(messages), plain_data(variables)
+            ids, first, goes_on = self._new(new, given)
+        except PotexportError as error:
+            raise ChatError(*error.args) from error
+        if not goes_on:
             session.reset()
             self._pin(ids[:first])
-            rest = ids[first:]
+        rest = ids[first:]
         self._score_by(new[-1])
         session.said = Said(tuple(new), given, "", session.length + rest.size)
         session.feed(rest, to_come=max_new_tokens, on_progress=on_progress)
         return self._answer(session.said, max_new_tokens, sampler, stops)
+
+    def _new(self, messages: list[Plain], variables: Plain) -> tuple[Ids, int, bool]:
+        """(ids of what is to be read, how many of them are to be pinned, whether it goes on)."""
+        said, text = self._said(), self._session.text
+        if said is not None and said.goes_on(messages, variables):
+            rest = following(text, messages, len(said.messages), variables)
+            if rest is not None:
+                return rest, 0, True
+        return *opening(text, messages, variables), False
 
     def _said(self) -> Said | None:
         said = self._session.said
@@ -135,7 +146,7 @@ def opening(text: Text, messages: Sequence[Plain], variables: Plain) -> tuple[Id
     first message that is no system prompt; none if there is no such prompt)."""
     controls = text.controls
     mask = controls.mask()
-    hidden, given = mask.over(list(messages)), mask.over(variables)
+    hidden, given = [_over(each, mask) for each in messages], mask.over(variables)
     rendered = text.chat(hidden, **given)
     mask.check(rendered)
     upto = 0
@@ -170,6 +181,15 @@ def following(text: Text, messages: Sequence[Plain], count: int, variables: Plai
         return None
     mask.check(parts[1])
     return controls.encode_rest(parts[1], mask)
+
+
+def _over(message: Plain, mask: Mask) -> Plain:
+    """With a mark for each control token's name; a book is one mark as a whole, for a template is
+    not given more than it may make."""
+    if len(message.get("content", "")) > LONG:
+        return _short(message, mask)
+    made: Plain = mask.over(message)
+    return made
 
 
 def _short(message: Plain, mask: Mask) -> Plain:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
+from string import Formatter
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -19,6 +21,8 @@ MAX_PARTS = 200_000  # of a list in a list and so on, each counted as often as i
 MAX_SECONDS = 3.0  # of rendering; a real template takes milliseconds
 MAX_WIDTH = 100_000  # of padding, and jinja2's own limit for range()
 NUMBER = re.compile(r"\d+")
+MAX_DATE = 1_000  # characters of a pattern; each makes a few dozen at most
+DATE_WIDTH = re.compile(r"%[^A-Za-z%]*\d")
 
 
 class Meter:
@@ -108,6 +112,23 @@ def check_format(form: str, given: Any) -> None:
     check_widths(widths, {})
     fields = form.count("{") + form.count("%")
     check_size(len(form) + fields * (weight(given) + max(widths, default=0)))
+
+
+def check_fields(form: str) -> None:
+    """Before `str.format`: a width that is itself filled in is in no real template, and may come
+    from anywhere."""
+    with suppress(ValueError):  # what is no format is told by `format` itself
+        if any("{" in (spec or "") for _, _, spec, _ in Formatter().parse(form)):
+            raise SecurityError("it asked for a width that is filled in")
+
+
+def check_date(pattern: object) -> None:
+    """Before `strftime`, where glibc takes a width before each letter."""
+    if isinstance(pattern, str):
+        if len(pattern) > MAX_DATE:
+            raise SecurityError(f"it asked for a date of more than {MAX_DATE:,} characters")
+        if DATE_WIDTH.search(pattern):
+            raise SecurityError("it asked for a width of a date")
 
 
 def _parts(value: Any) -> int:

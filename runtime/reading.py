@@ -114,9 +114,11 @@ def frame(
     """
     after = f"\n\n{question}" if question and note != BARE else question or ""
     if text.has_template and not (raw or note == RAW):
-        head, tail = text.frame(system, "", after)
-        opening = text.encode(head) if note is None else np.empty(0, np.int32)
-        return Frame(opening, text.encode(tail), trusted=False)
+        mask = text.controls.mask()
+        head, tail = text.frame(mask.over(system), "", mask.over(after))
+        mask.check(head + tail)
+        opening, _ = text.controls.encode(head if note is None else "", mask)
+        return Frame(opening, text.controls.encode(tail, mask)[0], trusted=False)
     if system is not None:
         why = "--raw leaves it out" if raw else "this bundle has none"
         raise PotexportError(f"a system prompt needs the chat template, and {why}; omit --system")

@@ -88,7 +88,7 @@ def _plain(message: Message) -> Plain:
         content = ""
     if isinstance(content, str):
         made["content"] = content
-    elif content is not None or not made.get("tool_calls"):
+    elif content is not None or role != "assistant" or not made.get("tool_calls"):
         raise PotexportError(
             f"the content of a message of the role {one_line(role)} is {one_line(repr(content))}; "
             "expected text"

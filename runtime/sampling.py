@@ -7,6 +7,7 @@ ids. V is the vocabulary. Every tie goes to the lowest id, so that all runtimes 
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -32,6 +33,8 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if _is_int(self.temperature) and self.temperature > sys.float_info.max:
+            raise PotexportError("temperature is too large a number; 1 draws as the model says")
         if not (_is_real(self.temperature) and 0.0 <= self.temperature < math.inf):
             raise PotexportError(
                 f"temperature is {self.temperature!r}; expected a finite number, 0 (greedy) or more"

@@ -169,20 +169,22 @@ class Session:
         self,
         prompt: str | Sequence[int] | Ids,
         *,
+        trusted: bool = True,
         to_come: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Read any number of tokens; what is read does not depend on how it is cut into calls.
 
         Args:
-            prompt: text, encoded without BOS or EOS and with special tokens recognised; or token
-                ids.
+            prompt: text, encoded without BOS or EOS; or token ids.
+            trusted: special tokens written in the text, such as `<|im_end|>`, count as such. False
+                reads them as letters: for a document, and for whatever strangers wrote.
             to_come: how many tokens will follow, the answer included, if that is known. The last
                 compressions then keep as much as still fits, and not only `keep`.
             on_progress: called with (tokens of this call read, all of them) after each chunk; the
                 last ones wait for what follows.
         """
-        ids = self._ids(prompt)
+        ids = self._ids(prompt, trusted=trusted)
         self._append(ids)
         self._fed += ids.size
         self._to_come = to_come
@@ -273,17 +275,9 @@ class Session:
 
     def snapshot(self) -> State:
         """All that was read, in memory; `restore` goes on from there, any number of times."""
-        return State(
-            self.backend.pot.save(),
-            self._pending.copy(),
-            self._fed,
-            self._novelty,
-            None if self._last is None else self._last.copy(),
-            self._to_come,
-            self._tail.copy(),
-            self._stats,
-            self.said,
-        )
+        last = None if self._last is None else self._last.copy()
+        read = self.backend.pot.save(), self._pending.copy(), self._fed, self._novelty, last
+        return State(*read, self._to_come, self._tail.copy(), self._stats, self.said)
 
     def restore(self, state: State) -> None:
         """Go back to a snapshot of a session with the same bundle. Catalyst, policy and `keep` stay
@@ -300,7 +294,7 @@ class Session:
 
         Raises PotexportError where it cannot be written, or would replace a file of another kind.
         """
-        write_session(path, self.manifest, self.snapshot(), self._settings())
+        write_session(path, self.manifest, self.snapshot(), self.settings())
 
     def load(self, path: str | os.PathLike[str], *, policy: str | None = None) -> None:
         """Go on from what `save` wrote for this bundle, with its policy (or `policy`), `keep`,
@@ -310,27 +304,30 @@ class Session:
         policy that was not opened; the session is then as it was.
         """
         state, settings = read_session(path, self.manifest, self.backend.pot)
-        self._use(replace(settings, policy=policy or settings.policy))
+        self.use(settings, policy)
         self.restore(state)
 
     def fork(self) -> Session:
         """A second session over the same graphs, which has read what this one has, and reads on by
         itself. It costs one pot. Run one at a time; who closes one backend closes both."""
         twin = Session(self.manifest, self.backend.fork(), self.text, list(self._opened.values()))
-        twin._use(self._settings())
+        twin.use(self.settings())
         twin.restore(self.snapshot())
         return twin
 
-    def _settings(self) -> Settings:
+    def settings(self) -> Settings:
+        """What `restore` leaves alone, for `use`."""
         asked, catalyst = self._asked, self._catalyst
         return Settings(self.policy, self.keep, self.keep_mass, asked, catalyst, self.note)
 
-    def _use(self, settings: Settings) -> None:
-        label = self._known(settings.policy).label
-        self.keep, self.keep_mass = settings.keep, settings.keep_mass
+    def use(self, settings: Settings, policy: str | None = None) -> None:
+        """Compress as `settings` says; policy: in place of its own."""
+        label = self._known(policy or settings.policy).label
+        self.keep, self.keep_mass, self.note = settings.keep, settings.keep_mass, settings.note
         self._asked, self._catalyst = settings.asked, settings.catalyst
-        self.note = settings.note
         self.policy = label
+        if label == settings.policy:  # also a catalyst that nobody asked for: a chat's last message
+            self._catalyst = settings.catalyst
 
     def _read(self, count: int) -> None:
         """Put the first `count` pending tokens into the pot; one more must be pending behind
@@ -388,8 +385,8 @@ class Session:
         geometry, policy = self.manifest.pot, self.backend.policy
         keeping.check(geometry, policy, self.keep, self.keep_mass, self.pinned)
 
-    def _ids(self, prompt: str | Sequence[int] | Ids) -> Ids:
-        ids = self.text.encode(prompt) if isinstance(prompt, str) else prompt
+    def _ids(self, prompt: str | Sequence[int] | Ids, *, trusted: bool = True) -> Ids:
+        ids = self.text.encode(prompt, trusted=trusted) if isinstance(prompt, str) else prompt
         return token_ids(ids, self.manifest.model.vocab_size)
 
     def _count(self, **more: float) -> None:

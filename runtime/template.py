@@ -200,6 +200,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         form = value.__self__
 
         def bounded(*args: Any, **kwargs: Any) -> str:
+            metering.check_fields(form)
             mapping = args[0] if args and isinstance(args[0], Mapping) else {}
             metering.check_format(form, [*args, *kwargs.values(), *mapping.values()])
             return fill(*args, **kwargs)
@@ -299,6 +300,7 @@ def _raise_exception(message: object) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
+    metering.check_date(pattern)
     return datetime.now().strftime(pattern)
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from time import perf_counter
 
-from potexport.errors import PotexportError
+from potexport.errors import ChatError, PotexportError
 from potexport.runtime.session import Session
 from potexport.serving.jobs import Done, Job, Piece
 from potexport.serving.metrics import Metrics
@@ -136,7 +136,10 @@ class Engine:
             with self._changed:
                 self._running, job.over = None, True
             job.tell(end)
-            self._rest()
+            try:
+                self._rest()
+            except Exception as error:
+                self._tell(where(error))
 
     def _next(self) -> Job | None:
         with self._changed:
@@ -175,7 +178,7 @@ class Engine:
                 on_progress=check,
                 **asked.variables,
             )
-        except PotexportError as error:  # the template's word, mostly
+        except ChatError as error:  # the template's word, mostly
             raise ApiError(400, str(error)) from error
         turn.begin()
         for token in stream:

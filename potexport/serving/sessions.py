@@ -104,6 +104,7 @@ class Sessions:
             self._remove(held)
             return None
         self.session.keep, self.session.keep_mass = self._keep, self._share
+        self.session.policy = self.session.policy  # its catalyst goes, as where it was in memory
         return "disk"
 
     def leave(self, key: str, *, parent: str | None) -> None:

@@ -17,6 +17,7 @@ from potexport.web import ort_web
 
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = "127.0.0.1"
+BYTES = "application/octet-stream"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -59,6 +60,12 @@ def files(bundle: Path, manifest: Manifest, ort: Path) -> dict[str, Path]:
     return {**found, "/": PAGE / "index.html"}
 
 
+def _type(asked: str, suffix: str) -> str:
+    """Of a bundle's files only data: none of them is a page or a script of ours."""
+    known = suffix == ".json" or not asked.startswith("/bundle/")
+    return TYPES.get(suffix, BYTES) if known else BYTES
+
+
 class Server(ThreadingHTTPServer):
     """On loopback alone. port: 0 for any that is free."""
 
@@ -99,17 +106,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, content: bool) -> None:
         # A name that leads here from elsewhere (DNS rebinding) is not ours.
-        hosts = {f"{name}:{self.server.server_port}" for name in (LOOPBACK, "localhost")}
+        port = self.server.server_port
+        hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
+        if port == 80:  # which browsers leave out
+            hosts |= {LOOPBACK, "localhost"}
         if self.headers.get("Host") not in hosts:
             self.send_error(HTTPStatus.FORBIDDEN)
             return
-        path = self.server.served.get(self.path.partition("?")[0])
+        asked = self.path.partition("?")[0]
+        path = self.server.served.get(asked)
         if path is None or not path.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         with path.open("rb") as file:
             self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", TYPES.get(path.suffix, "application/octet-stream"))
+            self.send_header("Content-Type", _type(asked, path.suffix))
             self.send_header("Content-Length", str(path.stat().st_size))
             self.end_headers()
             if content:

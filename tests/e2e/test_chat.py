@@ -290,3 +290,26 @@ def test_a_conversation_is_saved_and_forked(session: Session, bundle: Path, tmp_
         assert list(other.chat(messages, max_new_tokens=9)) == answer
         assert other.stats.tokens_read - before < 60
         assert other.chat.messages == session.chat.messages
+
+
+def test_an_answer_goes_on_where_it_was_saved(
+    session: Session, bundle: Path, tmp_path: Path
+) -> None:
+    """In its middle, too: compressions of its rest go by the same question."""
+    answer = session.chat([user(QUESTIONS[2] * 3)], max_new_tokens=90)
+    for _ in range(5):
+        next(answer)
+    session.save(tmp_path / "a.pot")
+    others = [Session.open(bundle, threads=1, saved=tmp_path / "a.pot"), session.fork()]
+    kept: list[list[Any]] = [[], [], []]
+    for mine, each in zip(kept, (session, *others), strict=True):
+        each.on_compress = mine.append
+    rest = [token.id for token in answer]
+    for other in others:
+        assert np.array_equal(other.catalyst, session.catalyst)
+        for token in rest:
+            assert int(other.logits().argmax()) == token
+            other.accept(token)
+    assert kept[0]
+    for mine in kept[1:]:
+        assert all(np.array_equal(*pair) for pair in zip(kept[0], mine, strict=True))

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import Result
 
+from potexport.errors import PotexportError
 from potexport.kept_text import Watched, pieces
 from potexport.reporting.ledger import Ledger
+from potexport.runtime.sampling import Sampling
 from potexport.runtime.session import Session
+from potexport.talking import Talk
 from tests.e2e.helpers import Cli, Start, assert_refused
 from tests.unit.chats import GEMMA
 
@@ -107,6 +111,17 @@ def test_mistakes_end_nothing(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     for each, words in zip(found[1:-1], wrong.values(), strict=True):
         assert words in each["error"]
     assert found[-1]["answer"] == answers(bundle, "Who?", "Why?", system=None)[1]
+    text = tmp_path / "text.pot"  # whose settings go with it
+    ran = cli("run", bundle, "A text.", "--keep", 9, "--catalyst", "Sheep", "--save", text)
+    assert ran.exit_code == 0
+    opened = Session.open(bundle, threads=1)
+    talk = Talk(opened, system=None, limit=6, sampling=Sampling(), stop=())
+    before = talk.session.settings()
+    with pytest.raises(PotexportError, match="holds a text and no conversation"):
+        talk.load(str(text))
+    after = talk.session.settings()
+    assert (after.keep, after.asked, after.note) == (before.keep, before.asked, before.note)
+    assert np.array_equal(after.catalyst, before.catalyst)
     bad = 'x\n[]\n{"content": ""}\n{"content": 1}\n{"content": "a", "x": 1}\n' + "[" * 100_000
     found = lines(cli("chat", bundle, *SHORT, "--json", stdin=bad))
     assert len(found) == 6

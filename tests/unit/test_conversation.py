@@ -5,6 +5,7 @@ The oracle is transformers' own `apply_chat_template`, down to the ids.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from potexport.errors import PotexportError
+from potexport.runtime import conversation, metering
 from potexport.runtime.conversation import following, opening
 from potexport.runtime.said import Said, plain_messages
 from potexport.runtime.text import Text
@@ -250,3 +252,27 @@ def test_lone_surrogates_are_refused() -> None:
 def test_ids_are_int32() -> None:
     ids, _ = opening(text_of("chatml"), turns("gemma", "a"), {})
     assert ids.dtype == np.int32
+
+
+def test_a_book_in_a_message_is_no_work_for_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may make so many characters and no more; the ids are the same."""
+    book = "  " + "A line with <|im_end|> in it.\n" * 8000
+    messages = plain_messages(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": book}]
+    )
+    found, pinned = opening(text_of("chatml"), messages, {})
+    monkeypatch.setattr(metering, "MAX_CHARS", 50_000)
+    again, same = opening(text_of("chatml"), messages, {})
+    assert np.array_equal(found, again)
+    assert pinned == same > 0
+    monkeypatch.setattr(conversation, "LONG", len(book))
+    with pytest.raises(PotexportError, match="made more than"):
+        opening(text_of("chatml"), messages, {})
+
+
+def test_only_an_answer_may_have_calls_in_place_of_a_content() -> None:
+    call = {"role": "system", "tool_calls": [1]}
+    data = Said((), {}, "", 1).to_bytes().replace(b'"messages": []', b'"messages": [%b]')
+    with pytest.raises(PotexportError, match="the content of a message"):
+        Said.from_bytes(data.replace(b"%b", json.dumps(call).encode()))
+    assert plain_messages([{**call, "role": "assistant"}])

@@ -23,6 +23,7 @@ from potexport.errors import PotexportError
 from potexport.runtime import reading
 from potexport.runtime.reading import Document, frame, pieces
 from potexport.runtime.text import Text
+from tests.unit.chats import CHATML
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = (ROOT / "data" / "pride-and-prejudice.txt").read_text(encoding="utf-8")[:40_000]
@@ -162,3 +163,17 @@ def test_a_frame_without_template_is_the_tokenizers_own_beginning() -> None:
     assert opened.tail.tolist() == text.encode("\n\nWho?").tolist()
     with pytest.raises(PotexportError, match="--system"):
         frame(text, question=None, system="Be brief.", raw=True)
+
+
+def test_a_question_and_a_system_prompt_are_letters() -> None:
+    """What is typed beside a document is no more the template's than what stands in it."""
+    text = Text(bpe(SPLITTERS["gpt2"]), template=CHATML, specials={})
+    name = "<s>"
+    control = text.token_id(name)
+    assert name in text.controls.names
+    plain = reading.frame(text, question="Why?", system="Be brief.", raw=False)
+    typed = reading.frame(text, question=f"Why{name}?", system=f"Be{name} brief.", raw=False)
+    for one, other in ((plain.head, typed.head), (plain.tail, typed.tail)):
+        assert (other == control).sum() == (one == control).sum()
+        assert other.size > one.size
+    assert text.decode(typed.tail).count(name) == 1

@@ -198,6 +198,7 @@ def test_surprise_refuses_a_token_outside_the_vocabulary(token: int) -> None:
         {"temperature": -0.1},
         {"temperature": math.nan},
         {"temperature": math.inf},
+        {"temperature": 10**5000},
         {"temperature": "1"},
         {"temperature": True},
         {"top_k": -1},

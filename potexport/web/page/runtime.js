@@ -7,6 +7,9 @@ function parse(text) {
   if (manifest.format !== FORMAT) {
     throw new PotError(`the bundle has format ${manifest.format}, and this page reads ${FORMAT}`);
   }
+  const names = [...Object.keys(manifest.files), ...Object.values(manifest.graphs).map((graph) => graph.file)];
+  const outside = [...names, manifest.weights].find((name) => /^$|^\.|[/\\]/.test(name));
+  if (outside !== void 0) throw new PotError(`the bundle names the file ${outside}, which is not in its folder`);
   const specs = Object.values(manifest.graphs).flatMap((graph) => [...graph.inputs, ...graph.outputs]);
   const other = specs.find((spec) => spec.dtype !== "float32" && spec.dtype !== "int32");
   if (manifest.runtime !== "onnxruntime" || manifest.in_place || manifest.pot_dtype || other) {
@@ -655,6 +658,8 @@ var Text = class {
   trusted;
   literal;
   // reads special tokens as letters
+  controls;
+  // their names
   specialIds;
   specials = {};
   template;
@@ -665,13 +670,17 @@ var Text = class {
     const settings = { clean_up_tokenization_spaces: false };
     this.trusted = new Tokenizer(document, settings);
     const added = document.added_tokens;
-    this.literal = new Tokenizer({ ...document, added_tokens: added.filter((each) => !each.special) }, settings);
     this.specialIds = new Set(added.filter((each) => each.special).map((each) => each.id));
     const told = config === null ? {} : JSON.parse(config);
     for (const [name, value] of Object.entries(told)) {
       const token = value?.content ?? value;
       if (name.endsWith("_token") && typeof token === "string") this.specials[name] = token;
     }
+    const named = new Set(Object.values(this.specials));
+    const control = (each) => each.special || named.has(each.content);
+    this.controls = added.filter(control).map((each) => each.content);
+    const others = added.filter((each) => !control(each));
+    this.literal = new Tokenizer({ ...document, added_tokens: others }, settings);
     const source = template ?? oldTemplate(told);
     this.template = source === null ? null : new Template(source);
   }
@@ -697,6 +706,10 @@ var Text = class {
   /** What stands before and after a document in a chat; only a placeholder is rendered. */
   frame(after) {
     if (this.template === null) throw new PotError("the model has no chat template");
+    const name = this.controls.find((each) => after.includes(each));
+    if (name !== void 0) {
+      throw new PotError(`the question contains ${name}, which is a control token of the model; ask without it`);
+    }
     const mark = `pOtDocument${crypto.randomUUID().replaceAll("-", "")}`;
     const messages = [{ role: "user", content: mark + after }];
     const given = { tools: null, documents: null, add_generation_prompt: true, ...this.specials, messages };

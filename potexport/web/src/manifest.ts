@@ -61,6 +61,9 @@ export function parse(text: string): Manifest {
   if (manifest.format !== FORMAT) {
     throw new PotError(`the bundle has format ${manifest.format}, and this page reads ${FORMAT}`);
   }
+  const names = [...Object.keys(manifest.files), ...Object.values(manifest.graphs).map((graph) => graph.file)];
+  const outside = [...names, manifest.weights].find((name) => /^$|^\.|[/\\]/.test(name));
+  if (outside !== undefined) throw new PotError(`the bundle names the file ${outside}, which is not in its folder`);
   const specs = Object.values(manifest.graphs).flatMap((graph) => [...graph.inputs, ...graph.outputs]);
   const other = specs.find((spec) => spec.dtype !== "float32" && spec.dtype !== "int32");
   if (manifest.runtime !== "onnxruntime" || manifest.in_place || manifest.pot_dtype || other) {

@@ -11,6 +11,7 @@ type Json = Record<string, any>;
 export class Text {
   private readonly trusted: Tokenizer;
   private readonly literal: Tokenizer; // reads special tokens as letters
+  private readonly controls: string[]; // their names
   private readonly specialIds: Set<number>;
   private readonly specials: Record<string, string> = {};
   private readonly template: Template | null;
@@ -22,13 +23,18 @@ export class Text {
     const settings: Json = { clean_up_tokenization_spaces: false };
     this.trusted = new Tokenizer(document, settings);
     const added = document.added_tokens as Json[];
-    this.literal = new Tokenizer({ ...document, added_tokens: added.filter((each) => !each.special) }, settings);
     this.specialIds = new Set(added.filter((each) => each.special).map((each) => each.id as number));
     const told = (config === null ? {} : JSON.parse(config)) as Json;
     for (const [name, value] of Object.entries(told)) {
       const token = value?.content ?? value;
       if (name.endsWith("_token") && typeof token === "string") this.specials[name] = token;
     }
+    // BOS, EOS and their like are control tokens, marked as such or not.
+    const named = new Set(Object.values(this.specials));
+    const control = (each: Json) => each.special || named.has(each.content);
+    this.controls = added.filter(control).map((each) => each.content as string);
+    const others = added.filter((each) => !control(each));
+    this.literal = new Tokenizer({ ...document, added_tokens: others }, settings);
     const source = template ?? oldTemplate(told);
     this.template = source === null ? null : new Template(source);
   }
@@ -60,6 +66,10 @@ export class Text {
   /** What stands before and after a document in a chat; only a placeholder is rendered. */
   frame(after: string): [string, string] {
     if (this.template === null) throw new PotError("the model has no chat template");
+    const name = this.controls.find((each) => after.includes(each));
+    if (name !== undefined) {
+      throw new PotError(`the question contains ${name}, which is a control token of the model; ask without it`);
+    }
     const mark = `pOtDocument${crypto.randomUUID().replaceAll("-", "")}`;
     const messages = [{ role: "user", content: mark + after }];
     const given = { tools: null, documents: null, add_generation_prompt: true, ...this.specials, messages };
