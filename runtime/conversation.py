@@ -175,7 +175,7 @@ def following(text: Text, messages: Sequence[Plain], count: int, variables: Plai
     answer = mask.hide("")
     made = [_short(each, mask) for each in messages[:count]]
     made.append({**mask.over(messages[count]), "content": answer})
-    made += mask.over(list(messages[count + 1 :]))
+    made += [_over(each, mask) for each in messages[count + 1 :]]
     parts = text.chat(made, **mask.over(variables)).split(answer)
     if len(parts) != 2:
         return None

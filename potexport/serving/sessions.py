@@ -83,15 +83,18 @@ class Sessions:
         keys: of the first 1, 2, … messages. One message at least stays to be read. Returns how many
         are held.
         """
-        self.session.policy = self.session.policy  # the catalyst of another's question goes
+        origin: Origin | None = None
         for count in range(len(keys) - 1, 0, -1):
             held = self._held.get(keys[count - 1])
             origin = self._restored(held) if held else None
             if held and origin:
                 self._held[held.key] = self._held.pop(held.key)
-                return count, origin
-        self.session.reset()
-        return 0, "new"
+                break
+        else:
+            self.session.reset()
+            count, origin = 0, "new"
+        self.session.policy = self.session.policy  # the catalyst of another question goes
+        return count, origin
 
     def _restored(self, held: _Held) -> Origin | None:
         if held.state is not None:
@@ -104,7 +107,6 @@ class Sessions:
             self._remove(held)
             return None
         self.session.keep, self.session.keep_mass = self._keep, self._share
-        self.session.policy = self.session.policy  # its catalyst goes, as where it was in memory
         return "disk"
 
     def leave(self, key: str, *, parent: str | None) -> None:

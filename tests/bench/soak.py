@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 import tempfile
@@ -88,7 +89,7 @@ def soak(running: Running, bundle: Path, seconds: float, rounds: int) -> tuple[l
 
 def told(samples: list[Sample], lines: int = 20) -> None:
     print(f"{'minute':>8} {'answers':>9} {'memory, MB: least':>18} {'mean':>7} {'most':>7}")
-    step = max(1, len(samples) // lines)
+    step = max(1, math.ceil(len(samples) / lines))
     for begin in range(0, len(samples), step):
         part = samples[begin : begin + step]
         held = [each.memory / 1e6 for each in part]

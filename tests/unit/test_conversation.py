@@ -265,6 +265,11 @@ def test_a_book_in_a_message_is_no_work_for_the_template(monkeypatch: pytest.Mon
     again, same = opening(text_of("chatml"), messages, {})
     assert np.array_equal(found, again)
     assert pinned == same > 0
+    later = [messages[0], *plain_messages([{"role": "user", "content": "Read this."}])]
+    later += plain_messages([{"role": "assistant", "content": "What?"}, messages[1]])
+    rest = following(text_of("chatml"), later, 2, {})
+    assert rest is not None
+    assert rest.size > 0.9 * (found.size - pinned)
     monkeypatch.setattr(conversation, "LONG", len(book))
     with pytest.raises(PotexportError, match="made more than"):
         opening(text_of("chatml"), messages, {})
